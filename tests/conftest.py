@@ -1,0 +1,137 @@
+"""What every test gets: a leak check around it, workers that are removed again, scripts in fresh interpreters.
+
+`distpool` is imported inside the fixtures, so that tests of single rooms run while others are being changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import hypothesis
+import pytest
+
+from support import leaks as leak_census
+from support.scripts import Finished, Script
+
+# Examples that start processes or move megabytes have no meaningful limit per example; hangs are caught elsewhere.
+hypothesis.settings.register_profile("distpool", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("distpool")
+
+_reports = pytest.StashKey[dict[str, pytest.TestReport]]()
+
+
+def pytest_configure() -> None:
+    """Marks the run before anything is started by it."""
+    leak_census.mark_this_run()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remembers how the test went: after a failure, leftovers are a consequence and not worth a second report."""
+    report = yield
+    item.stash.setdefault(_reports, {})[report.when] = report
+    return report
+
+
+@pytest.fixture(autouse=True)
+def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a process, thread, descriptor or shared memory file behind (support/leaks.py)."""
+    before = leak_census.census()
+    yield
+    report = request.node.stash.get(_reports, {}).get("call")
+    if report is None or not report.passed:
+        return
+    leaked = leak_census.leaked_since(before)
+    if leaked:
+        pytest.fail("left behind:\n  " + "\n  ".join(leaked), pytrace=False)
+
+
+@pytest.fixture
+def census() -> Callable[[], leak_census.Census]:
+    """`census()` counts now; `census().leaked_since(earlier)` lists what came since."""
+    return leak_census.census
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """`eventually(predicate, timeout=30)`: for states that nobody announces."""
+    return leak_census.eventually
+
+
+class StartWorkers(Protocol):
+    """What the `workers` fixture is: `workers(n, **options_of_addprocs)` returns the new pids, sorted."""
+
+    def __call__(self, n: int, **options: Any) -> list[int]: ...
+
+
+@pytest.fixture
+def no_cluster() -> Iterator[None]:
+    """A driver without workers, before the test and after it."""
+    import distpool
+
+    _remove_workers()
+    assert distpool.workers() == [1]
+    yield
+    _remove_workers()
+
+
+@pytest.fixture
+def workers(no_cluster: None) -> StartWorkers:
+    """`W(n)` of the numbered cases: `w1, w2 = workers(2)`. All workers are removed after the test, by `no_cluster`."""
+    import distpool
+
+    def start(n: int, **options: Any) -> list[int]:
+        return sorted(distpool.addprocs(n, **options))
+
+    return start
+
+
+def _remove_workers() -> None:
+    """Removes all workers of the default cluster; 30 s because a test may have left one in the middle of something."""
+    import distpool
+
+    pids = [pid for pid in distpool.workers() if pid != 1]
+    if pids:
+        distpool.rmprocs(*pids, waitfor=30)
+
+
+class StartScript(Protocol):
+    """What the `start_script` fixture is."""
+
+    def __call__(self, text: str, *args: object, **options: Any) -> Script: ...
+
+
+class RunScript(Protocol):
+    """What the `run_script` fixture is; `options` are those of `Script`."""
+
+    def __call__(self, text: str, *args: object, timeout: float = 60, **options: Any) -> Finished: ...
+
+
+@pytest.fixture
+def start_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartScript]:
+    """Starts a script in a fresh interpreter and returns it running; whatever is left of it is killed at the end."""
+    scripts: list[Script] = []
+
+    def start(text: str, *args: object, **options: Any) -> Script:
+        folder: Path = options.pop("folder", None) or tmp_path_factory.mktemp("script")
+        scripts.append(Script(text, *args, folder=folder, **options))
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        script.kill()
+
+
+@pytest.fixture
+def run_script(start_script: StartScript) -> RunScript:
+    """Runs a script to its end: `code, out, err = run_script(text)`; fails if any process of it survives."""
+
+    def run(text: str, *args: object, timeout: float = 60, **options: Any) -> Finished:
+        script = start_script(text, *args, **options)
+        finished = script.wait(timeout)
+        script.no_survivors()
+        return finished
+
+    return run
