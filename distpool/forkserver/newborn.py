@@ -1,0 +1,129 @@
+"""The first moments of a worker: from the return of ``fork`` to the call of its entry.
+
+Used by :mod:`.server`, in the child only. It must shed what belongs to the fork server, take what the driver gave, and
+never return.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .frames import DEFAULT_ENTRY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .server import Server
+
+try:
+    import fcntl
+except ImportError:  # not a Unix; nobody forks there
+    fcntl = None  # type: ignore[assignment]
+
+
+def be_worker(server: Server, fds: Sequence[int], setup: bytes) -> NoReturn:
+    """Turn this freshly forked process into a worker, and end it when its entry returns or raises.
+
+    The exit status is 0, what ``sys.exit`` was called with, or 1 after any other exception.
+    """
+    status = 1
+    try:
+        os.setsid()
+        _shed(server)
+        status = _live(fds, pickle.loads(setup), server.page)
+    except SystemExit as end:
+        status = _exit_status(end)
+    except BaseException:  # the last line of this process: whatever it is, it must not reach the server's loop
+        sys.excepthook(*sys.exc_info())
+    finally:
+        _leave(status)
+
+
+def load_entry(name: str) -> Callable[[int, dict[str, Any]], object]:
+    """Import and return the function that "module:function" names."""
+    module, _, function = name.partition(":")
+    __import__(module)
+    entry: Callable[[int, dict[str, Any]], object] = getattr(sys.modules[module], function)
+    return entry
+
+
+def _shed(server: Server) -> None:
+    """Give up what is the fork server's: its signals, its socket, its pipes."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # SIGINT stays ignored until the worker's own code can take it.
+    server.control.close()
+    for fd in (server.wakeup, server.wakeup_end, server.lifeline_end, server.driver_fd):
+        if fd >= 0:
+            os.close(fd)
+    _hold_lifeline(server.lifeline)
+
+
+def _hold_lifeline(pipe: int) -> None:
+    """Have the kernel kill our process group when the fork server dies, however that happens, whatever we are doing.
+
+    Linux can send a signal of our choice when a pipe closes. Like PR_SET_PDEATHSIG, which Python has no call for, but
+    for the whole group. Elsewhere, and when /proc is missing, the driver's socket must do.
+    """
+    try:
+        # Opened anew: owner and signal belong to the open file, and the inherited one is shared by all workers.
+        own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(own, fcntl.F_SETOWN, -os.getpid())
+        fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(own, fcntl.F_SETFL, os.O_NONBLOCK | fcntl.FASYNC)
+        if os.read(own, 1) == b"":  # it died before we held on
+            os._exit(1)
+    except BlockingIOError:
+        pass  # nothing to read, somebody holds the other end: all is well
+    except (OSError, AttributeError):
+        pass  # not Linux
+    os.close(pipe)
+
+
+def _live(fds: Sequence[int], setup: dict[str, Any], page: object) -> int:
+    """Put on stdout, stderr, directory, environment and path as told, and call the entry."""
+    stream, *outputs = fds
+    for number, fd in enumerate(outputs[:2], start=1):
+        os.dup2(fd, number)
+    for fd in outputs:
+        os.close(fd)
+    if (directory := setup.get("cwd")) is not None:
+        os.chdir(directory)
+    for name, value in (setup.get("env") or {}).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if (path := setup.get("path")) is not None:
+        sys.path[:] = path
+    sys.argv[:] = setup.get("argv") or [""]
+    setup["page"] = page
+    gc.enable()
+    # The random module seeds itself anew in every forked child, by a hook of its own.
+    load_entry(setup.get("entry") or DEFAULT_ENTRY)(stream, setup)
+    return 0
+
+
+def _exit_status(end: SystemExit) -> int:
+    """Translate what ``sys.exit`` was given as the interpreter does."""
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code & 0xFF
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def _leave(status: int) -> NoReturn:
+    """End without the fork server's exit handlers, but not without what was printed."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:  # closed, broken, or replaced by something strange: we are leaving anyway
+            continue
+    os._exit(status)
