@@ -1,0 +1,385 @@
+"""The values that this process keeps for others, and who holds a reference to each: distributed reference counting.
+
+Used by the member, which turns messages into requests, and by references owned by this process. Any thread may enter.
+The store owns the table of entries; one lock protects it, and neither an answer nor anything of a user runs under it::
+
+    ref id ──▶ entry ── channel     what a Future or RemoteChannel keeps its items in; a Channel(1) if none was given
+                     ├─ clients     the processes that hold a reference (processes, not counts: one for all its handles)
+                     └─ waiting     requests that will be answered later; they hold no thread
+
+An entry comes into being when anything is first said about its id, with the process that made the id as its client. It
+goes when its last client goes, and is not made again: a message that comes too late for it finds a tombstone, where a
+new, empty entry would let it wait for ever (D#124).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from distpool.channel import Channel, Ticket
+from distpool.errors import CapturedException, ProcessExitedException, RemoteException, remote_exception
+from distpool.messages import RRID
+
+# answer(True, value) or answer(False, exception). It returns False, or raises, if that could not be delivered.
+Answer = Callable[[bool, Any], object]
+
+# How many released ids are remembered. Arbitrary: more than can be under way while one message is late; below 1 MB.
+TOMBSTONES: Final = 4096
+
+
+class _Entry:
+    """What is kept under one id."""
+
+    __slots__ = ("channel", "clients", "is_set", "waiting")
+
+    def __init__(self, channel: Any, client: int) -> None:
+        self.channel = channel
+        self.clients = {client}
+        self.is_set = False  # it is a Future, and has its value
+        self.waiting: set[_Request] = set()
+
+
+class _Request:
+    """One operation asked for by a client, until it is answered."""
+
+    __slots__ = ("answer", "client", "entry", "id", "is_answered", "op", "rrid", "store", "ticket")
+
+    def __init__(self, store: Store, rrid: RRID, entry: _Entry, op: str, client: int, id: int, answer: Answer) -> None:
+        self.store = store
+        self.rrid = rrid
+        self.entry = entry
+        self.op = op
+        self.client = client
+        self.id = id
+        self.answer = answer
+        self.ticket: Ticket | None = None  # while it waits at the channel
+        self.is_answered = False
+
+    def reply(self, ok: bool, value: Any) -> None:
+        """What the channel calls: passes the answer on, and puts an item that cannot be delivered back."""
+        store = self.store
+        is_gone = store._strike(self)
+        if not ok or self.op == "put":
+            _deliver(self.answer, ok, value)
+            return
+        is_error = isinstance(value, RemoteException)  # such a value is always raised at the receiver, never returned
+        shown = None if self.op == "wait" and not is_error else value
+        delivered = False
+        try:
+            delivered = not is_gone and _deliver(self.answer, not is_error, shown)
+        finally:
+            if self.op == "take" and not delivered:
+                store._return(self.entry.channel, value)
+        if self.op == "fetch_release" and delivered and not is_error:
+            store.del_client(self.rrid, self.client)
+
+
+class Store:
+    """The entries of one process, by ref id.
+
+    Args:
+        run_blocking: runs a callable in a thread where it may block. Needed for backing stores of a user's own, whose
+            methods may wait; channels need no thread.
+
+    >>> store = Store(run_blocking=lambda work: work())
+    >>> future = RRID(1, 1)
+    >>> store.request(future, "fetch_release", (), 1, 7, lambda ok, value: print("fetched:", value))
+    >>> store.clients(future)
+    frozenset({1})
+    >>> store.set_result(future, True, "OK", creator=1)
+    fetched: OK
+    >>> future in store
+    False
+    """
+
+    def __init__(self, run_blocking: Callable[[Callable[[], None]], None]) -> None:
+        self.run_blocking = run_blocking
+        self._lock = threading.Lock()  # protects all tables below, and the clients and requests of every entry
+        self._entries: dict[RRID, _Entry] = {}
+        self._released: OrderedDict[RRID, bool] = OrderedDict()  # tombstones, the oldest first; True: it had been set
+        self._requests: dict[tuple[int, int], _Request] = {}  # those that wait, by client and request id
+        self._gone: set[int] = set()  # processes that left; pids are never used twice
+        self._returns: deque[tuple[Any, Any]] = deque()  # (channel, item) on the way back
+        self._is_returning = False  # some thread is about it
+
+    # -- entries
+
+    def create(self, rrid: RRID, channel: Any = None, client: int = 0) -> None:
+        """Makes the entry of an id; if something was said about it earlier, adopts the entry that this made.
+
+        Args:
+            rrid: the id. One that was released already stays released.
+            channel: the backing store; None for a Channel(1).
+            client: the first to hold it; 0 stands for the process that made the id.
+
+        Raises:
+            RuntimeError: a channel is given, and the id has one.
+        """
+        with self._lock:
+            entry = self._find(rrid, (client, rrid.whence), channel)
+            if entry is not None and channel is not None and entry.channel is not channel:
+                raise RuntimeError(f"reference {tuple(rrid)} has a channel already")
+
+    def channel(self, rrid: RRID) -> Channel[Any]:
+        """The backing store of an id: a Channel, or what else the user's factory returned. LookupError if none."""
+        return self._known(rrid).channel  # type: ignore[no-any-return]
+
+    def clients(self, rrid: RRID) -> frozenset[int]:
+        """The processes that hold a reference. LookupError if the id is not known here."""
+        with self._lock:
+            return frozenset(self._known(rrid).clients)
+
+    def __contains__(self, rrid: object) -> bool:
+        return rrid in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def set_result(self, rrid: RRID, ok: bool, value: Any, creator: int) -> None:
+        """Writes the result of a call; nothing happens if nobody holds its Future any more, or somebody else set it.
+
+        Args:
+            rrid: the id of the call's Future.
+            ok: False if the call failed; ``value`` is then the `RemoteException`.
+            value: the result.
+            creator: who called: the first client, if nothing was said about the id yet.
+        """
+        if not ok and not isinstance(value, RemoteException):
+            value = remote_exception(0, CapturedException(value))
+        with self._lock:
+            entry = self._find(rrid, (creator,))
+        if entry is not None:
+            self._write(entry, value)
+
+    def _write(self, entry: _Entry, value: Any) -> tuple[bool, Any]:
+        # Marked before it is written: who waits for the value may release the entry at once, and the mark goes with it.
+        # Where writing fails, it had a value.
+        entry.is_set = True
+        return _outcome(entry.channel.try_put, (value,))
+
+    def _find(self, rrid: RRID, holders: tuple[int, ...], channel: Any = None) -> _Entry | None:
+        """The entry of an id, made if need be for the first of ``holders`` that is alive. Under the lock.
+
+        None if it was released, or none of them is alive.
+        """
+        entry = self._entries.get(rrid)
+        if entry is not None or rrid in self._released:
+            return entry
+        holder = next((pid for pid in holders if pid and pid not in self._gone), 0)
+        if not holder:
+            return None
+        entry = self._entries[rrid] = _Entry(Channel(1) if channel is None else channel, holder)
+        return entry
+
+    def _known(self, rrid: RRID) -> _Entry:
+        entry = self._entries.get(rrid)
+        if entry is None:
+            raise LookupError(f"this process keeps nothing under reference {tuple(rrid)}")
+        return entry
+
+    # -- who holds what
+
+    def add_client(self, rrid: RRID, client: int) -> bool:
+        """Notes that a process holds a reference. False if it is too late: the id was released, or the process left."""
+        with self._lock:
+            entry = self._find(rrid, (rrid.whence, client))
+            if entry is None or client in self._gone:
+                return False
+            entry.clients.add(client)
+            return True
+
+    def del_client(self, rrid: RRID, client: int) -> None:
+        """Notes that a process holds a reference no more; with the last one the entry goes."""
+        with self._lock:
+            entry = self._entries.get(rrid)
+            if entry is None:
+                if client == rrid.whence and rrid not in self._released:
+                    self._bury(rrid, False)  # a Future that nobody used: what was sent about it may still come
+                return
+            abandoned = self._drop(rrid, entry, client)
+        self._abandon(abandoned, _released_error(rrid))
+
+    def client_gone(self, pid: int) -> None:
+        """A process left: its waiting requests are withdrawn, what only it held goes, and it gets no items any more."""
+        with self._lock:
+            self._gone.add(pid)
+            withdrawn = [request for request in self._requests.values() if request.client == pid]
+            held = [(rrid, entry) for rrid, entry in self._entries.items() if pid in entry.clients]
+            # `held` outlives the lock, so that no finaliser of a user's value runs under it.
+            orphans = [(rrid, self._drop(rrid, entry, pid)) for rrid, entry in held]
+        self._abandon(withdrawn, ProcessExitedException(pid))
+        for rrid, requests in orphans:
+            self._abandon(requests, _released_error(rrid))
+
+    def _drop(self, rrid: RRID, entry: _Entry, client: int) -> list[_Request]:
+        """Removes a client. Returns the requests that lost their entry with it. Under the lock."""
+        entry.clients.discard(client)
+        if entry.clients:
+            return []
+        del self._entries[rrid]
+        self._bury(rrid, entry.is_set)
+        return list(entry.waiting)
+
+    def _bury(self, rrid: RRID, was_set: bool) -> None:
+        self._released[rrid] = was_set
+        if len(self._released) > TOMBSTONES:
+            self._released.popitem(last=False)
+
+    def _abandon(self, requests: list[_Request], error: BaseException) -> None:
+        for request in requests:
+            if self._leave(request):
+                request.reply(False, error)
+
+    # -- requests
+
+    def request(self, rrid: RRID, op: str, args: tuple[Any, ...], client: int, request_id: int, answer: Answer) -> None:
+        """Starts an operation on an entry; returns at once, and the answer comes now or later, exactly once.
+
+        Only a request that was withdrawn, by `withdraw` or because its client left, may stay without an answer.
+
+        Args:
+            rrid: the id. Its entry is made if need be.
+            op: "put", "take", "fetch", "wait", "isready", "isopen", "isempty", "close", as the method of that name
+                ("put" and "wait" are answered with None); for Futures "set" (a put that succeeds once, and removes the putter from the clients), and
+                "fetch_release" (a fetch that removes the fetcher).
+            args: what the method of that name takes. A user's own backing store gets them as they are.
+            client: the process that asks.
+            request_id: its number for this request, for `withdraw`.
+            answer: called under no lock, with ``(True, value)`` or ``(False, exception)``. A `RemoteException` that was
+                put is an exception here. If it raises or returns False, a taken item goes back to the front.
+        """
+        if op not in _OPS:
+            _deliver(answer, False, ValueError(f"there is no operation {op!r} on references"))
+            return
+        with self._lock:
+            entry = self._find(rrid, (rrid.whence, client))
+        if entry is None:
+            _deliver(answer, *self._late(rrid, op))
+            return
+        request = _Request(self, rrid, entry, op, client, request_id, answer)
+        if type(entry.channel) is not Channel:  # a subclass may have changed any method
+            self.run_blocking(lambda: _run_own(request, args))
+        elif len(args) not in _OPS[op]:
+            takes = "one value" if 1 in _OPS[op] else "no arguments"
+            request.reply(False, TypeError(f"{op} on a channel takes {takes}, not {len(args)} arguments"))
+        elif op == "set" or (op == "put" and entry.is_set):
+            self._set(request, *args)
+        elif op in ("put", "take", "fetch", "wait", "fetch_release"):
+            self._wait_at_channel(request, *args)
+        else:
+            _deliver(answer, *_outcome(getattr(entry.channel, op), args))
+
+    def withdraw(self, client: int, request_id: int) -> bool:
+        """Gives up a request that waits. True: it will never be answered. False: it was, or is being answered.
+
+        What runs in a user's own backing store cannot be withdrawn. Call it after `request` has returned.
+        """
+        with self._lock:
+            request = self._requests.get((client, request_id))
+        if request is None or not self._leave(request):
+            return False
+        self._strike(request)
+        return True
+
+    def _wait_at_channel(self, request: _Request, value: Any = None) -> None:
+        op = "fetch" if request.op == "fetch_release" else request.op
+        ticket = request.entry.channel.request(op, value, request.reply)
+        if ticket is None:
+            return
+        with self._lock:
+            if request.is_answered:  # meanwhile, by another thread
+                return
+            request.ticket = ticket
+            gone, released = request.client in self._gone, self._entries.get(request.rrid) is not request.entry
+            if not gone and not released:
+                self._requests[request.client, request.id] = request
+                request.entry.waiting.add(request)
+                return
+        self._abandon([request], ProcessExitedException(request.client) if gone else _released_error(request.rrid))
+
+    def _set(self, request: _Request, value: Any) -> None:
+        ok, written = self._write(request.entry, value)
+        if ok and not written:
+            ok, written = False, _written_error(request.rrid)
+        if ok:
+            self.del_client(request.rrid, request.client)  # before the answer: who put sees it released
+        _deliver(request.answer, ok, None if ok else written)
+
+    def _late(self, rrid: RRID, op: str) -> tuple[bool, Any]:
+        """What to say about an id that was released."""
+        with self._lock:
+            was_set = self._released.get(rrid, False)
+        if was_set and op in ("isready", "wait"):
+            return True, (True if op == "isready" else None)  # a Future that was set stays so
+        if was_set and op in ("set", "put"):
+            return False, _written_error(rrid)
+        return False, _released_error(rrid)
+
+    def _leave(self, request: _Request) -> bool:
+        """Takes a request out of its channel; False if its answer is under way."""
+        return request.ticket is not None and request.entry.channel.withdraw(request.ticket)
+
+    def _strike(self, request: _Request) -> bool:
+        """Takes a request off the list of those that wait; True if its client has left."""
+        with self._lock:
+            request.is_answered = True
+            if request.ticket is not None:
+                self._requests.pop((request.client, request.id), None)
+                request.entry.waiting.discard(request)
+            return request.client in self._gone
+
+    def _return(self, channel: Any, value: Any) -> None:
+        """Puts an item back. The next taker may fail too, and so on: a loop, where recursion would end at its limit."""
+        with self._lock:
+            self._returns.append((channel, value))
+            if self._is_returning:
+                return
+            self._is_returning = True
+        while True:
+            with self._lock:
+                if not self._returns:
+                    self._is_returning = False
+                    return
+                channel, value = self._returns.popleft()
+            put_back = getattr(channel, "put_back", None)
+            if put_back is not None:  # a user's own backing store need not have it
+                _outcome(put_back, (value,))
+
+
+# The operations, and how many arguments each takes at a channel.
+_OPS: Final = {
+    **dict.fromkeys(("put", "set"), (1,)),
+    **dict.fromkeys(("take", "fetch", "fetch_release", "wait", "isready", "isopen", "isempty"), (0,)),
+    "close": (0, 1),
+}
+
+
+def _run_own(request: _Request, args: tuple[Any, ...]) -> None:
+    """Runs an operation on a user's own backing store."""
+    method = {"set": "put", "fetch_release": "fetch"}.get(request.op, request.op)
+    request.reply(*_outcome(lambda *args: getattr(request.entry.channel, method)(*args), args))
+
+
+def _outcome(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any]:
+    try:
+        return True, f(*args)
+    except BaseException as error:  # user code; whoever asked gets it, not the thread that happened to run it
+        return False, error
+
+
+def _deliver(answer: Answer, ok: bool, value: Any) -> bool:
+    try:
+        return answer(ok, value) is not False
+    except Exception:  # the receiver is gone, or the value cannot travel: here it only counts that it did not arrive
+        return False
+
+
+def _written_error(rrid: RRID) -> RuntimeError:
+    return RuntimeError(f"Future {tuple(rrid)} has a value already; it is written once")
+
+
+def _released_error(rrid: RRID) -> RuntimeError:
+    return RuntimeError(f"reference {tuple(rrid)} was released: no process held it any more, and its value is gone")
