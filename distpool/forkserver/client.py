@@ -9,6 +9,7 @@ other end, and bytes that did not fit into the socket yet. It has no thread, and
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import os
 import pickle
@@ -128,7 +129,7 @@ class ForkServer:
             )
         try:
             self._send_request(FORK, token, setup, fds)
-        except (BrokenPipeError, ConnectionError, ValueError) as error:
+        except ConnectionError as error:
             raise LaunchWorkerError(f"the fork server (process {self.os_pid}) has ended; start another") from error
 
     def kill(self, os_pid: int, signal: int) -> None:
@@ -137,10 +138,10 @@ class ForkServer:
         Through the fork server, because only the parent knows that the number has not passed to a stranger. A worker
         that has ended already is left alone, and so is everything when the fork server is gone: its workers are, too.
         """
-        try:
-            self._send_request(KILL, os_pid, bytes([signal]))
-        except (ConnectionError, ValueError):
+        if self._owner != os.getpid():
             return
+        with contextlib.suppress(ConnectionError):
+            self._send_request(KILL, os_pid, bytes([signal]))
 
     def receive(self) -> list[Event]:
         """Return the events that have arrived, without waiting; for the one thread that reads.
@@ -184,6 +185,8 @@ class ForkServer:
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send now what fits, keep the rest for :meth:`receive` with duplicates of the descriptors."""
         with self._lock:
+            if self.socket.fileno() < 0:
+                raise BrokenPipeError(errno.EPIPE, "the fork server was closed")
             rest, kept = memoryview(data), fds
             if not self._unsent:
                 rest, kept = self._push(rest, kept)
@@ -280,10 +283,8 @@ class ForkServer:
 
 def _end_sending(end: socket.socket) -> None:
     """Show the fork server the end of the stream: it ends its workers and itself."""
-    try:
+    with contextlib.suppress(OSError):  # it is dead already
         end.shutdown(socket.SHUT_WR)
-    except OSError:
-        return  # it is dead already
 
 
 def _reap(os_pid: int) -> None:
