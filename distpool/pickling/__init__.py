@@ -1,0 +1,39 @@
+"""Objects to payloads and back: what may travel, in which form, and what goes along with it.
+
+Used by every room that sends or opens a payload, in any thread; all functions may run in several threads at once and
+re-entrantly. Users meet this room only through what arrives. Rooms, each using those above it:
+
+    importable       would the receiver find it by importing?  by name or by value
+    functions        functions and classes by value, taken apart and put together
+    exception_state  exceptions with traceback, cause, context, notes
+    kinds            the rule for each type of object
+    parcel           dump, load: an object, its buffers, the globals it needs
+    globals_         wrap, unwrap: which globals a connection still has to send
+    captured         capture, dump_exception, load_exception: failures
+    culprit          which part could not be pickled
+
+>>> load(dump([1, "two", {3.0: None}]).body)
+[1, 'two', {3.0: None}]
+"""
+
+from __future__ import annotations
+
+from .captured import capture, dump_exception, load_exception
+from .globals_ import SentGlobals, peel, unwrap, wrap
+from .parcel import Parcel, ShippedGlobal, dump, in_message, load, sending_to
+
+__all__ = [
+    "Parcel",
+    "SentGlobals",
+    "ShippedGlobal",
+    "capture",
+    "dump",
+    "dump_exception",
+    "in_message",
+    "load",
+    "load_exception",
+    "peel",
+    "sending_to",
+    "unwrap",
+    "wrap",
+]

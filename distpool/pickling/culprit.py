@@ -1,0 +1,146 @@
+"""Which part of an object cannot be pickled? Only used when pickling has failed, to say so in the error.
+
+Goes down from the object to the first part that fails and has no failing part itself. It pickles parts again and so
+runs user code again (``__reduce__``): hence the limits of depth and time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from time import monotonic
+from types import BuiltinMethodType, FunctionType, MethodType
+from typing import Any, Final
+
+from .functions import code_facts, fill_of
+from .parcel import UnsendableGlobal, pack
+
+_DEPTH: Final = 20  # levels; arbitrary, deeper paths help nobody
+_SECONDS: Final = 0.5  # the search only decorates an error; nobody should wait for it
+_WIDTH: Final = 10_000  # parts of one container that are tried
+
+
+def explain(obj: object, error: Exception) -> TypeError:
+    """The error to raise: what was to be sent, which part of it fails, of which type, and why."""
+    root, starts = _starts(obj)
+    deadline = monotonic() + _SECONDS
+    path, culprit, reason = root, obj, error
+    for label, part in starts:
+        failure = _failure(part)
+        if failure is not None:
+            path, culprit, reason = _descend(label, part, failure, deadline)
+            break
+    noun = "argument " if path.startswith(("args", "kwargs")) else ""
+    return TypeError(f"cannot send {noun}'{path}' of type {_type_name(culprit)}: {_reason(reason)}")
+
+
+def explain_global(name: str, value: object, error: Exception) -> str:
+    """The message for a global of by-value code that cannot be pickled."""
+    if isinstance(error, UnsendableGlobal):
+        return str(error)
+    path, culprit, reason = _descend(name, value, error, monotonic() + _SECONDS)
+    inside = "" if path == name else f" (its part '{path}' of type {_type_name(culprit)})"
+    return (
+        f"cannot send global '{name}' of type {_type_name(value)}{inside}, which the code being sent mentions: "
+        f"{_reason(reason)}. Pass it as an argument, or create it inside the function."
+    )
+
+
+def _starts(obj: Any) -> tuple[str, list[tuple[str, Any]]]:
+    """A call is (function, arguments, keywords): name its parts as the user wrote them."""
+    if type(obj) is tuple and len(obj) == 3 and callable(obj[0]) and type(obj[1]) is tuple and type(obj[2]) is dict:
+        parts = [("function", obj[0])]
+        parts += [(f"args[{index}]", value) for index, value in enumerate(obj[1])]
+        parts += [(f"kwargs[{key!r}]", value) for key, value in obj[2].items()]
+        return "call", parts
+    return "value", [("value", obj)]
+
+
+def _descend(path: str, obj: Any, error: Exception, deadline: float) -> tuple[str, Any, Exception]:
+    seen = {id(obj)}
+    for _ in range(_DEPTH):
+        for label, part in _parts(obj):
+            if monotonic() > deadline:
+                return path, obj, error
+            if id(part) in seen:
+                continue
+            failure = _failure(part)
+            if failure is not None:
+                seen.add(id(part))
+                path, obj, error = path + label, part, failure
+                break
+        else:
+            break
+    return path, obj, error
+
+
+def _failure(part: object) -> Exception | None:
+    try:
+        pack(part)
+    except Exception as error:  # whatever user code raises while being pickled is what we look for
+        return error
+    return None
+
+
+def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of an object that would be pickled with it, with the text that leads to each."""
+    if isinstance(obj, dict):
+        for key, value in islice(list(obj.items()), _WIDTH):
+            yield f'["{key}"]' if isinstance(key, str) else f"[{key!r:.40}]", value
+        for key in islice(list(obj), _WIDTH):
+            yield f".keys()[{key!r:.40}]", key
+    elif isinstance(obj, (list, tuple, set, frozenset)):
+        for index, value in enumerate(islice(list(obj), _WIDTH)):
+            yield f"[{index}]", value
+    elif isinstance(obj, FunctionType):
+        yield from _parts_of_function(obj)
+    elif isinstance(obj, (MethodType, BuiltinMethodType)):
+        yield ".__self__", obj.__self__
+        yield from [(".__func__", obj.__func__)] if isinstance(obj, MethodType) else []
+    elif isinstance(obj, partial):
+        yield from ((".func", obj.func), (".args", obj.args), (".keywords", obj.keywords))
+    if not isinstance(obj, (type, FunctionType)):
+        yield from _attributes(obj)
+
+
+def _parts_of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        for value in fill_of(cell) or ():
+            yield f"<closure {name}>", value
+    for index, value in enumerate(function.__defaults__ or ()):
+        yield f".__defaults__[{index}]", value
+    for name in code_facts(function.__code__).names:
+        if name in function.__globals__:
+            yield f"<global {name}>", function.__globals__[name]
+
+
+def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
+    """What __getstate__ says where the class has one of its own; else attributes and slots."""
+    state = getattr(type(obj), "__getstate__", None)
+    if state is not None and state is not getattr(object, "__getstate__", None):
+        try:
+            yield "<state>", obj.__getstate__()
+        except Exception:  # then the object itself is at fault
+            return
+        return
+    for name, value in list(getattr(obj, "__dict__", {}).items()):
+        yield f".{name}", value
+    for cls in type(obj).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(obj, name):
+                yield f".{name}", getattr(obj, name)
+
+
+def _type_name(obj: object) -> str:
+    cls = type(obj)
+    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, TypeError):
+        return str(error)
+    return f"{type(error).__qualname__}: {error}"

@@ -1,0 +1,320 @@
+"""An object becomes a parcel: a body, large buffers beside it, and the names of ``__main__`` it needs.
+
+Used by everyone who sends or opens payloads, in any thread, several at once and re-entrantly (an object's
+``__reduce__`` may pickle again). Owns nothing but a thread's mark that a message is being made.
+
+    dump(obj)  ->  simple call or atom?   plain pickle
+                   else                   Packer, one pass: decides for each object (see `kinds`)
+                                              |            \\
+                                            body, buffers   names mentioned by by-value code
+                                                              |   each its own small parcel, and so on
+                                                            globals
+"""
+
+from __future__ import annotations
+
+import _thread
+import io
+import pickle
+from collections.abc import Iterable, Sequence
+from functools import partial
+from types import BuiltinFunctionType, CellType, FunctionType
+from typing import Any, Final
+
+from .functions import Cell, fill_of
+from .importable import forget_names, known_functions
+from .kinds import APART, judge, known_verdict
+
+_ATOMS: Final = frozenset({int, float, bool, str, type(None)})
+_FUNCTIONS: Final = (FunctionType, BuiltinFunctionType)
+_FEW: Final = 8  # arguments looked at one by one on the fast path; more cost as much as the general path
+
+
+class Context(_thread._local):
+    """What a thread is doing: how deep in making messages, and for which process (0: not known)."""
+
+    depth = 0
+    pid = 0
+
+
+sending_to = Context()
+
+
+def in_message() -> bool:
+    """Is this thread pickling for a distpool message now? Remote references refuse to be pickled otherwise."""
+    return sending_to.depth > 0
+
+
+class Parcel:
+    """A pickled object. ``globals`` is None unless code of ``__main__`` in it mentions names there.
+
+    ``foreign``: opening it may run code of packages that nobody here knows, so it is packed apart from other items.
+    """
+
+    __slots__ = ("body", "buffers", "foreign", "globals")
+
+    def __init__(
+        self,
+        body: bytes,
+        buffers: list[memoryview],
+        globals: dict[str, ShippedGlobal] | None = None,
+        foreign: bool = False,
+    ) -> None:
+        self.body = body
+        self.buffers = buffers
+        self.globals = globals
+        self.foreign = foreign
+
+    @property
+    def nbytes(self) -> int:
+        """Size of body and buffers, without the globals."""
+        return len(self.body) + sum(buffer.nbytes for buffer in self.buffers)
+
+
+class ShippedGlobal:
+    """One name of ``__main__`` (or ``module:name`` for a module that cannot be imported) with its value, pickled."""
+
+    __slots__ = ("body", "buffers", "name", "value")
+
+    def __init__(self, name: str, value: object, body: bytes, buffers: list[memoryview]) -> None:
+        self.name = name
+        self.value = value  # only to compare identities: what travels was pickled at the time of the call
+        self.body = body
+        self.buffers = buffers
+
+
+def dump(obj: object) -> Parcel:
+    """Pickle an object, by value where the receiver could not import it.
+
+    Raises:
+        TypeError: something in it cannot be pickled; the message says where it is, the cause is the original error.
+    """
+    if type(obj) is tuple and len(obj) == 3:
+        function, arguments, keywords = obj
+        if type(function) in _FUNCTIONS and type(arguments) is tuple and not keywords and len(arguments) <= _FEW:
+            foreign = known_functions(function)
+            if foreign is not None and type(keywords) is dict:
+                for argument in arguments:
+                    if type(argument) not in _ATOMS:
+                        break
+                else:
+                    try:
+                        return Parcel(pickle.dumps(obj, 5), [], None, foreign)
+                    except pickle.PicklingError:  # replaced in its module since we looked
+                        forget_names()
+    elif type(obj) in _ATOMS:
+        return Parcel(pickle.dumps(obj, 5), [])
+    return _dump_any(obj)
+
+
+def load(body: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
+    """Open what `dump` made. Runs whatever code the pickle asks for: only for authenticated peers."""
+    return pickle.loads(body, buffers=buffers) if buffers else pickle.loads(body)
+
+
+def _dump_any(obj: object) -> Parcel:
+    try:
+        return pack(obj)
+    except pickle.PicklingError as error:
+        if "not the same object" not in str(error):
+            raise _explained(obj, error) from error
+    except Exception as error:
+        if isinstance(error, (MemoryError, UnsendableGlobal)):
+            raise
+        raise _explained(obj, error) from error
+    forget_names()  # a function was replaced in its module since we looked: look again
+    try:
+        return pack(obj)
+    except Exception as error:
+        raise _explained(obj, error) from error
+
+
+def _explained(obj: object, error: Exception) -> TypeError:
+    from .culprit import explain  # only for failures
+
+    return explain(obj, error)
+
+
+class UnsendableGlobal(TypeError):
+    """A global that by-value code mentions cannot be pickled; a plain TypeError to users."""
+
+
+def pack(obj: object, replaced: dict[int, BaseException] | None = None, alone: bool = False) -> Parcel:
+    """`dump` without the fast path and without explaining errors.
+
+    Args:
+        replaced: exceptions (by id) with what stands in for them.
+        alone: leave out causes, contexts and tracebacks of exceptions.
+    """
+    mentioned: dict[str, object] = {}
+    context = sending_to
+    context.depth += 1
+    try:
+        packer, body, buffers = _pack_one(lift(obj), mentioned, replaced or {}, alone)
+        if not mentioned:
+            return Parcel(body, buffers, None, packer.foreign)
+        return Parcel(body, buffers, _ship(mentioned), packer.foreign)
+    finally:
+        context.depth -= 1
+
+
+def _pack_one(
+    obj: object, mentioned: dict[str, object], replaced: dict[int, BaseException], alone: bool
+) -> tuple[Packer, bytes, list[memoryview]]:
+    file = io.BytesIO()
+    buffers: list[memoryview] = []
+    packer = Packer(file, 5, buffer_callback=partial(_keep_apart, buffers))
+    packer.mentioned, packer.replaced, packer.alone = mentioned, replaced, alone
+    packer.dump(obj)
+    return packer, file.getvalue(), buffers
+
+
+def _keep_apart(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    """Called for each buffer: True keeps it within the pickle."""
+    try:
+        raw = buffer.raw()
+    except BufferError:  # with gaps: pickle says so itself
+        return True
+    if raw.nbytes < APART:
+        return True
+    buffers.append(raw)
+    return False
+
+
+def _ship(mentioned: dict[str, object]) -> dict[str, ShippedGlobal]:
+    """Pickle the mentioned globals, and those that these mention; the last found come first: they are needed first."""
+    shipped: dict[str, ShippedGlobal] = {}
+    waiting = list(mentioned)
+    while waiting:
+        for name in waiting:
+            value = mentioned[name]
+            if type(value) in _ATOMS:
+                shipped[name] = ShippedGlobal(name, value, pickle.dumps(value, 5), [])
+                continue
+            try:
+                _, body, buffers = _pack_one(lift(value), mentioned, {}, False)
+            except Exception as error:
+                raise _unsendable(name, value, error) from error
+            shipped[name] = ShippedGlobal(name, value, body, buffers)
+        waiting = [name for name in mentioned if name not in shipped]
+    return dict(reversed(shipped.items()))
+
+
+def _unsendable(name: str, value: object, error: Exception) -> UnsendableGlobal:
+    from .culprit import explain_global  # only for failures
+
+    return UnsendableGlobal(explain_global(name, value, error))
+
+
+class Packer(pickle.Pickler):
+    """The C pickler, asked back for everything but the built-in atoms and containers."""
+
+    # Set on each instance; class-level values keep the constructor in C.
+    foreign = False
+    alone = False
+    mentioned: dict[str, object]  # names of __main__ -> values, shared by the pickles of one message
+    replaced: dict[int, BaseException]  # exceptions that cannot travel
+    cells: dict[int, Cell] | None = None
+    filled: set[int] | None = None
+    privates: dict[int, dict[str, Any]] | None = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Decide: NotImplemented leaves the object to pickle's own rules, which send functions and classes by name."""
+        kind = type(obj)
+        if kind is FunctionType or kind is type:
+            foreign = known_functions(obj)
+            if foreign is not None:
+                if foreign:
+                    self.foreign = True
+                return NotImplemented
+        rule, strange = known_verdict(kind) or judge(kind)
+        if strange:
+            self.foreign = True
+        return NotImplemented if rule is None else rule(self, obj)
+
+    def mention(self, where: str, namespace: dict[str, Any], names: Sequence[str]) -> None:
+        """Note that code sent by value needs these names of its module; ones that do not exist are left alone."""
+        prefix = "" if where == "main" else where.partition(":")[2] + ":"
+        for name in names:
+            if name in namespace:
+                self.mentioned.setdefault(prefix + name, namespace[name])
+
+    def cell(self, cell: CellType) -> Cell:
+        """The one stand-in for this cell in this pickle."""
+        if self.cells is None:
+            self.cells, self.filled = {}, set()
+        return self.cells.setdefault(id(cell), Cell(cell))
+
+    def new_fillings(self, function: FunctionType) -> list[tuple[Cell, tuple[Any]]]:
+        """Cells of this function that no other function of this pickle has filled yet, with their contents."""
+        fillings = []
+        for cell in function.__closure__ or ():
+            contents = fill_of(cell)
+            if contents is not None and self.filled is not None and id(cell) not in self.filled:
+                self.filled.add(id(cell))
+                fillings.append((self.cell(cell), contents))
+        return fillings
+
+    def private_namespace(self, namespace: dict[str, Any]) -> dict[str, Any]:
+        """The dict that stands for a namespace without a module; functions that share one go on sharing it."""
+        if self.privates is None:
+            self.privates = {}
+        if id(namespace) not in self.privates:
+            kept = ("__name__", "__package__", "__path__", "__file__")
+            self.privates[id(namespace)] = {name: namespace[name] for name in kept if name in namespace}
+        return self.privates[id(namespace)]
+
+    def whole_cell(self, cell: CellType) -> Any:
+        """A cell met outside a closure."""
+        contents = fill_of(cell)
+        return make_filled_cell, () if contents is None else contents
+
+
+def make_filled_cell(*contents: Any) -> CellType:
+    """A cell with its contents."""
+    return CellType(*contents)
+
+
+class Apart:
+    """Large bytes or a large bytearray as a buffer of its own; pickle would copy exact ones into the body unasked."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes | bytearray) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self.value), (pickle.PickleBuffer(self.value),)
+
+
+def lift(obj: Any) -> Any:
+    """Take large bytes out of the body: the object itself, the elements of a tuple, and arguments of a call.
+
+    Only tuples are rebuilt (they have no identity to lose), and a bytearray only where nothing else in the message
+    could hold the same one.
+    """
+    kind = type(obj)
+    if kind is tuple:
+        if len(obj) == 3 and type(obj[1]) is tuple:  # a call
+            arguments = _lift_all(obj[1], obj[2] == {} if type(obj[2]) is dict else False)
+            return obj if arguments is obj[1] else (obj[0], arguments, obj[2])
+        return _lift_all(obj, True)
+    return Apart(obj) if (kind is bytes or kind is bytearray) and len(obj) >= APART else obj
+
+
+def _lift_all(parts: tuple[Any, ...], closed: bool) -> tuple[Any, ...]:
+    found = [index for index, part in enumerate(parts) if type(part) in _RAW and len(part) >= APART]
+    if not found:
+        return parts
+    if not closed or any(type(part) not in _FLAT for part in parts):
+        found = [index for index in found if type(parts[index]) is bytes]
+    lifted = list(parts)
+    stands: dict[int, Apart] = {}
+    for index in found:
+        part = parts[index]
+        lifted[index] = stands.setdefault(id(part), Apart(part))
+    return tuple(lifted)
+
+
+_RAW: Final = (bytes, bytearray)
+_FLAT: Final = _ATOMS | {bytes, bytearray}
