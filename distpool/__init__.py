@@ -1,3 +1,90 @@
-"""Julia's Distributed, a process pool and drop-in replacements for Python's own pools, on one engine."""
+"""Julia's Distributed, a process pool and drop-in replacements for Python's own pools, on one engine.
+
+Three doors: the native one (``addprocs``, ``pmap``, ``remotecall``, ``RemoteChannel``), the pool (``WorkerPool``), and the
+drop-ins (``distpool.compat``). Names are loaded at first use, so that importing distpool, which every worker does, is light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from distpool.calls import remote_do as remote_do
+    from distpool.calls import remotecall as remotecall
+    from distpool.calls import remotecall_fetch as remotecall_fetch
+    from distpool.calls import remotecall_wait as remotecall_wait
+    from distpool.channel import Channel as Channel
+    from distpool.errors import ChannelClosedError as ChannelClosedError
+    from distpool.errors import CompositeException as CompositeException
+    from distpool.errors import LaunchWorkerError as LaunchWorkerError
+    from distpool.errors import ProcessExitedException as ProcessExitedException
+    from distpool.errors import RemoteException as RemoteException
+    from distpool.managers.interface import ClusterManager as ClusterManager
+    from distpool.managers.interface import WorkerConfig as WorkerConfig
+    from distpool.managers.local import LocalManager as LocalManager
+    from distpool.membership import addprocs as addprocs
+    from distpool.membership import myid as myid
+    from distpool.membership import nprocs as nprocs
+    from distpool.membership import nworkers as nworkers
+    from distpool.membership import other_procs as other_procs
+    from distpool.membership import other_workers as other_workers
+    from distpool.membership import procs as procs
+    from distpool.membership import rmprocs as rmprocs
+    from distpool.membership import workers as workers
+    from distpool.refs import Future as Future
+    from distpool.refs import RemoteChannel as RemoteChannel
+    from distpool.refs import close as close
+    from distpool.refs import fetch as fetch
+    from distpool.refs import isready as isready
+    from distpool.refs import put as put
+    from distpool.refs import take as take
+    from distpool.refs import wait as wait
+
+# Every public name and the room that has it.
+_ROOMS = {
+    "calls": ("remote_do", "remotecall", "remotecall_fetch", "remotecall_wait"),
+    "channel": ("Channel",),
+    "errors": (
+        "ChannelClosedError",
+        "CompositeException",
+        "LaunchWorkerError",
+        "ProcessExitedException",
+        "RemoteException",
+    ),
+    "managers.interface": ("ClusterManager", "WorkerConfig", "default_addprocs_params"),
+    "managers.local": ("LocalManager",),
+    "membership": ("addprocs", "myid", "nprocs", "nworkers", "other_procs", "other_workers", "procs", "rmprocs", "workers"),
+    "refs": (
+        "Future",
+        "RemoteChannel",
+        "channel_from_id",
+        "close",
+        "fetch",
+        "isready",
+        "put",
+        "remoteref_id",
+        "take",
+        "wait",
+    ),
+    "pools": ("AbstractWorkerPool", "CachingPool", "WorkerPool", "clear", "default_worker_pool", "remote", "set_default_worker_pool"),
+    "loops": ("pmap",),
+}
+_HOMES = {name: f"distpool.{room}" for room, names in _ROOMS.items() for name in names}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distpool' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next time costs nothing
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -243,8 +243,8 @@ class Store:
         Args:
             rrid: the id. Its entry is made if need be.
             op: "put", "take", "fetch", "wait", "isready", "isopen", "isempty", "close", as the method of that name
-                ("put" and "wait" are answered with None); for Futures "set" (a put that succeeds once, and removes the putter from the clients), and
-                "fetch_release" (a fetch that removes the fetcher).
+                ("put" and "wait" are answered with None). For Futures: "set", a put that succeeds once and removes the
+                putter from the clients, and "fetch_release", a fetch that removes the fetcher.
             args: what the method of that name takes. A user's own backing store gets them as they are.
             client: the process that asks.
             request_id: its number for this request, for `withdraw`.

@@ -21,11 +21,11 @@ COMPAT = ROOT / "compat"
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
     ("errors", "messages", "channel"),
-    ("wire", "pickling", "transport", "segments", "threads"),
+    ("wire", "pickling", "bundles", "transport", "segments", "threads"),
     ("peer", "store", "forkserver", "managers"),
     ("cluster", "member"),
-    ("refs", "calls", "procs", "tasks", "worker"),
-    ("dispatch", "pools", "loops"),
+    ("refs", "calls", "membership", "tasks", "worker"),
+    ("futures", "jobs", "dispatch", "pools", "loops"),
     ("__init__", "__main__"),
 )
 ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}

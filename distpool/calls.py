@@ -1,0 +1,166 @@
+"""Calls of functions in other processes, by process id: ``remotecall`` and its three relatives.
+
+What moves: the function and its arguments are pickled in the calling thread before the call returns, so later changes are
+not seen; the result travels back (``remotecall_fetch``) or stays where it was made (``remotecall``). A call to the own pid
+pickles nothing: arguments and results are the same objects (Julia's rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from distpool import messages as m
+from distpool.errors import RemoteException, remote_exception
+from distpool.member import Member, default_member, report_unraisable
+from distpool.messages import RRID
+from distpool.pickling import capture, dump
+from distpool.refs import Future
+
+T = TypeVar("T")
+
+
+class Pool(Protocol):
+    """What a call needs of a worker pool (``pools.AbstractWorkerPool``)."""
+
+    def remotecall(self, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See ``AbstractWorkerPool``."""
+
+    def remotecall_wait(self, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See ``AbstractWorkerPool``."""
+
+    def remotecall_fetch(self, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """See ``AbstractWorkerPool``."""
+
+    def remote_do(self, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+        """See ``AbstractWorkerPool``."""
+
+
+def remotecall(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwargs: Any) -> Future[T]:
+    """Run ``f(*args, **kwargs)`` in process ``pid``; return at once with a Future owned by that process.
+
+    Raises ProcessExitedException for a process that is gone, ValueError for one that never was, TypeError when something
+    cannot be pickled. What ``f`` raises comes out of ``fetch`` and ``wait`` of the Future, as a RemoteException.
+    Julia's ``remotecall``; a failed local call raises on fetch here as well (there it returns the error).
+
+    >>> remotecall(divmod, 1, 7, 2).fetch()
+    (3, 1)
+    """
+    if not isinstance(pid, int):
+        return pid.remotecall(f, *args, **kwargs)
+    return call_into_future(default_member(), f, pid, args, kwargs)
+
+
+def call_into_future(
+    member: Member, f: Callable[..., T], pid: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Future[T]:
+    """``remotecall`` in a given cluster."""
+    rrid = member.next_rrid()
+    if pid == member.pid:
+        member.store.create(rrid, client=pid)
+        member.threads.run(lambda: _run_here(member, rrid, f, args, kwargs))
+    else:
+        peer = member.cluster.peer(pid)
+        if not peer.send_parcel(m.CALL, dump((f, args, kwargs)), whence=rrid.whence, ref=rrid.id):
+            raise member.cluster.absence(pid)
+        if peer.has_unsent:
+            peer.wait_for_room()
+    return Future.of(member, pid, rrid)
+
+
+def _run_here(member: Member, rrid: RRID, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        value = f(*args, **kwargs)
+    except BaseException as error:  # the user's code
+        member.store.set_result(rrid, False, wrapped(member.pid, error), creator=member.pid)
+    else:
+        member.store.set_result(rrid, True, value, creator=member.pid)
+
+
+def wrapped(pid: int, error: BaseException) -> RemoteException:
+    """Return an exception raised by user code in this process in the shape that callers of any process get."""
+    if isinstance(error, RemoteException):
+        return error
+    captured = capture(error)
+    result = remote_exception(pid, captured)
+    result.__cause__ = captured.ex
+    return result
+
+
+def remotecall_wait(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwargs: Any) -> Future[T]:
+    """As ``remotecall``, but return when ``f`` is done; raises what it raised. The value stays at ``pid``.
+
+    >>> remotecall_wait(len, 1, "abc").isready()
+    True
+    """
+    if not isinstance(pid, int):
+        return pid.remotecall_wait(f, *args, **kwargs)
+    member = default_member()
+    if pid == member.pid:
+        return call_into_future(member, f, pid, args, kwargs).wait()
+    rrid = member.next_rrid()
+    peer = member.cluster.peer(pid)
+    frame = member.request(peer, m.CALL_WAIT, dump((f, args, kwargs)), rrid.whence, rrid.id)
+    member.open_answer(peer, frame)
+    return Future.of(member, pid, rrid)
+
+
+def remotecall_fetch(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwargs: Any) -> T:
+    """Run ``f(*args, **kwargs)`` in process ``pid`` and return its result: one message there, one back.
+
+    Raises what ``f`` raised as a RemoteException that is also an instance of the original type; otherwise as ``remotecall``,
+    and ProcessExitedException when the process ends before it answers. Julia's ``remotecall_fetch``.
+
+    >>> remotecall_fetch(len, 1, "abc")
+    3
+    """
+    if not isinstance(pid, int):
+        return pid.remotecall_fetch(f, *args, **kwargs)  # type: ignore[no-any-return]
+    return call_and_fetch(default_member(), f, pid, args, kwargs)
+
+
+def call_and_fetch(
+    member: Member, f: Callable[..., T], pid: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> T:
+    """``remotecall_fetch`` in a given cluster."""
+    if pid == member.pid:
+        try:
+            return f(*args, **kwargs)
+        except Exception as error:
+            failure = wrapped(pid, error)
+            raise failure from failure.captured.ex
+    peer = member.cluster.peer(pid)
+    frame = member.request(peer, m.CALL_FETCH, dump((f, args, kwargs)))
+    return member.open_answer(peer, frame)  # type: ignore[no-any-return]
+
+
+def remote_do(f: Callable[..., Any], pid: int | Pool, /, *args: Any, **kwargs: Any) -> None:
+    """Run ``f(*args, **kwargs)`` in process ``pid`` and forget it; what it raises is printed on that process's stderr.
+
+    Calls from one process to another are started in the order in which they were made. Julia's ``remote_do``.
+
+    >>> remote_do(print, 1, end="")
+    """
+    if not isinstance(pid, int):
+        pid.remote_do(f, *args, **kwargs)
+        return
+    do_in(default_member(), f, pid, args, kwargs)
+
+
+def do_in(member: Member, f: Callable[..., Any], pid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """``remote_do`` in a given cluster."""
+    if pid == member.pid:
+        member.threads.run(lambda: _do_here(member, f, args, kwargs))
+        return
+    peer = member.cluster.peer(pid)
+    if not peer.send_parcel(m.DO, dump((f, args, kwargs))):
+        raise member.cluster.absence(pid)
+    if peer.has_unsent:
+        peer.wait_for_room()
+
+
+def _do_here(member: Member, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        f(*args, **kwargs)
+    except BaseException as error:  # the user's code
+        report_unraisable(member.pid, error)

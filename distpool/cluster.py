@@ -1,0 +1,186 @@
+"""Who belongs to the cluster: pid to peer, the departed, and the one door for death.
+
+Used by ``member``, one object per cluster; a process may hold several clusters, which never see each other. Entered by any
+thread; the tables are changed under one lock, and everybody concerned is told after it is released. Owns: the table of
+peers, the memory of the departed, the counter of ids (driver).
+
+A member's way::
+
+    connecting --joined--> connected --rmprocs--> terminating --stream ended--> departed
+        \\------------------------\\------------------ died --------------------->/
+
+``depart`` is the only place where a process leaves: whoever notices its end (the stream, the fork server, a manager) comes
+here, the first one wins, and every pending call, waiter and pool is told from here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from distpool.errors import ProcessExitedException
+from distpool.messages import DRIVER
+
+if TYPE_CHECKING:
+    from distpool.peer import Peer
+
+Listener = Callable[[int, ProcessExitedException], None]
+
+
+class Departure:
+    """How a process ended: what ``ProcessExitedException`` tells about it."""
+
+    __slots__ = ("detail", "exit_code", "os_pid", "signal", "was_asked")
+
+    def __init__(
+        self,
+        os_pid: int | None = None,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        detail: str | None = None,
+        was_asked: bool = False,
+    ) -> None:
+        self.os_pid = os_pid
+        self.exit_code = exit_code
+        self.signal = signal
+        self.detail = detail
+        self.was_asked = was_asked
+
+    def error(self, pid: int, running: str | None = None) -> ProcessExitedException:
+        """Return a new exception that says so."""
+        return ProcessExitedException(
+            pid, os_pid=self.os_pid, exit_code=self.exit_code, signal=self.signal, detail=self.detail, running=running
+        )
+
+
+class Cluster:
+    """The membership as this process knows it.
+
+    >>> Cluster(1).procs()
+    [1]
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid: int = pid  # this process
+        self.topology: Final = "all_to_all"
+        self._lock = threading.Lock()  # protects the tables below
+        self._peers: dict[int, Peer] = {}  # connected
+        self._terminating: dict[int, Peer] = {}  # asked to end, still connected
+        self._known: set[int] = set()  # worker's view: all pids that it was told of
+        self._departed: dict[int, Departure] = {}
+        self._last_pid = DRIVER
+        self._on_joined: list[Callable[[int], None]] = []
+        self._on_departed: list[Listener] = []
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def procs(self) -> list[int]:
+        """All pids, this process included, ascending."""
+        with self._lock:
+            return sorted({self.pid, *self._peers, *self._known})
+
+    def workers(self) -> list[int]:
+        """All pids but 1; ``[1]`` when there is no worker."""
+        pids = self.procs()
+        return pids if len(pids) == 1 else [pid for pid in pids if pid != DRIVER]
+
+    def is_member(self, pid: int) -> bool:
+        """True for this process and every connected one."""
+        return pid == self.pid or pid in self._peers
+
+    def was_member(self, pid: int) -> bool:
+        """True for a process that is gone, or going."""
+        return pid in self._departed or pid in self._terminating
+
+    def peer(self, pid: int) -> Peer:
+        """Return the connection to ``pid``.
+
+        Raises ProcessExitedException for a process that is gone and ValueError for one that never was.
+        """
+        try:
+            return self._peers[pid]
+        except KeyError:
+            raise self.absence(pid) from None
+
+    def absence(self, pid: int) -> Exception:
+        """Return why ``pid`` cannot be reached."""
+        departure = self._departed.get(pid)
+        if departure is not None:
+            return departure.error(pid)
+        if pid in self._terminating:
+            return ProcessExitedException(pid, detail="it is being removed")
+        if self.pid != DRIVER and pid in self._known:
+            return RuntimeError(f"process {self.pid} has no connection to process {pid}: only process 1 reaches all workers")
+        return ValueError(f"there is no process {pid} in this cluster; procs() lists those there are: {self.procs()}")
+
+    def peers(self) -> list[Peer]:
+        """All connections, those of processes that are being removed included."""
+        with self._lock:
+            return [*self._peers.values(), *self._terminating.values()]
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def next_pid(self) -> int:
+        """Return an id that was never used (driver only). A failed launch burns its id."""
+        with self._lock:
+            self._last_pid += 1
+            return self._last_pid
+
+    def add(self, peer: Peer) -> None:
+        """Make a process a member and tell the listeners."""
+        with self._lock:
+            self._peers[peer.pid] = peer
+            listeners = list(self._on_joined)
+        for tell in listeners:
+            tell(peer.pid)
+
+    def know(self, pids: Iterable[int]) -> None:
+        """Replace the list of members that process 1 has told (worker only)."""
+        with self._lock:
+            self._known = set(pids)
+
+    def terminate(self, pid: int) -> Peer | None:
+        """Begin an orderly removal: not a member any more, still connected. Returns None when it is gone or going."""
+        with self._lock:
+            peer = self._peers.pop(pid, None)
+            if peer is not None:
+                self._terminating[pid] = peer
+        return peer
+
+    def depart(self, peer: Peer, departure: Departure) -> bool:
+        """The one door for death: forget the process, close its stream, wake everyone who waits on it.
+
+        Returns False when it had gone through before.
+        """
+        with self._lock:
+            if peer.pid in self._departed:
+                return False
+            departure.was_asked = departure.was_asked or peer.pid in self._terminating
+            self._departed[peer.pid] = departure
+            self._peers.pop(peer.pid, None)
+            self._terminating.pop(peer.pid, None)
+            listeners = list(self._on_departed)
+        peer.close()
+        peer.fail_pending(lambda: departure.error(peer.pid))
+        for tell in listeners:
+            tell(peer.pid, departure.error(peer.pid))
+        return True
+
+    def departure(self, pid: int) -> Departure | None:
+        """Return how ``pid`` ended, None when it has not."""
+        return self._departed.get(pid)
+
+    # -- listening -----------------------------------------------------------------------------------------------
+
+    def listen(self, joined: Callable[[int], None], departed: Listener) -> None:
+        """Be told of every member that comes or goes, on the thread that notices; must not block."""
+        with self._lock:
+            self._on_joined.append(joined)
+            self._on_departed.append(departed)
+
+    def unlisten(self, joined: Callable[[int], None], departed: Listener) -> None:
+        """Be told no more."""
+        with self._lock:
+            self._on_joined.remove(joined)
+            self._on_departed.remove(departed)

@@ -1,0 +1,131 @@
+"""What a cluster manager promises, and the record that describes one launched worker.
+
+Used by ``membership.addprocs`` and by everyone who writes a manager. ``launch`` runs in the thread of ``addprocs``; ``manage`` and
+``kill`` may run on any thread and must not wait for the worker. Errors of a manager are raised by ``addprocs``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class WorkerProcess(Protocol):
+    """A handle on an operating-system process that a manager started, and how it ends."""
+
+    os_pid: int | None
+
+    def watch(self, on_exit: Callable[[int | None, int | None], None]) -> None:
+        """Call ``on_exit(exit_code, signal)`` once when the process is gone; at once if it is."""
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the process and what it started; silent when it is gone."""
+
+
+class WorkerConfig:
+    """All that is known of one worker before it has joined. Every field is None until a manager sets it.
+
+    A manager sets ``stream`` (a connected socket), or ``io`` (the worker's standard output, on which its address line
+    comes), or ``host`` and ``port``. Julia's ``WorkerConfig``; ``stream`` is ours, for workers that share a socket pair.
+
+    >>> WorkerConfig(host="127.0.0.1", port=9000)
+    WorkerConfig(host='127.0.0.1', port=9000)
+    """
+
+    __slots__ = (
+        "bind_addr",
+        "connect_at",
+        "connect_idents",
+        "count",
+        "enable_threaded_blas",
+        "environ",
+        "exeflags",
+        "exename",
+        "forward",
+        "host",
+        "ident",
+        "io",
+        "max_parallel",
+        "multiplex",
+        "ospid",
+        "port",
+        "process",
+        "sshflags",
+        "stream",
+        "tunnel",
+        "userdata",
+    )
+
+    io: Any
+    host: str | None
+    port: int | None
+    stream: socket.socket | None
+    process: WorkerProcess | None
+    ospid: int | None
+    environ: dict[str, Any] | None
+    enable_threaded_blas: bool | None
+
+    def __init__(self, **fields: Any) -> None:
+        for name in self.__slots__:
+            setattr(self, name, fields.pop(name, None))
+        if fields:
+            raise TypeError(f"WorkerConfig has no field {next(iter(fields))!r}; it has {', '.join(self.__slots__)}")
+
+    def __repr__(self) -> str:
+        known = ((name, getattr(self, name)) for name in self.__slots__)
+        return f"WorkerConfig({', '.join(f'{name}={value!r}' for name, value in known if value is not None)})"
+
+
+class Launched(Protocol):
+    """Where ``launch`` puts the workers it started, as soon as each is started."""
+
+    def append(self, config: WorkerConfig, /) -> None:
+        """Hand one worker over."""
+
+
+class ClusterManager:
+    """Starts, reaches and stops workers of one kind. Subclass it and give ``launch``.
+
+    Julia's ``ClusterManager``: the four methods mean the same; ``manage`` does nothing by default, and ``launched`` may be
+    appended to from any thread without a condition.
+    """
+
+    def launch(self, params: dict[str, Any], launched: Launched) -> None:
+        """Start the processes and append a ``WorkerConfig`` for each; return when all are launched."""
+        raise NotImplementedError(f"{type(self).__name__} has to define launch(params, launched)")
+
+    def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
+        """Be told of "register", "deregister", "interrupt" and "finalize" of a worker."""
+
+    def kill(self, pid: int, config: WorkerConfig) -> None:
+        """End the worker by force, if the manager can; called when it did not end by itself."""
+        if config.process is not None:
+            import signal
+
+            config.process.send_signal(signal.SIGKILL)
+
+    def default_addprocs_params(self) -> dict[str, Any]:
+        """Return the options that ``addprocs`` takes for this manager, with their defaults."""
+        return default_addprocs_params()
+
+
+def default_addprocs_params(manager: ClusterManager | None = None) -> dict[str, Any]:
+    """Return the options of ``addprocs`` with their defaults: those that every manager knows, or those of ``manager``.
+
+    >>> sorted(default_addprocs_params())
+    ['dir', 'enable_threaded_blas', 'env', 'exeflags', 'exename', 'lazy', 'topology']
+    """
+    if manager is not None:
+        return manager.default_addprocs_params()
+    return {
+        "topology": "all_to_all",
+        "dir": os.getcwd(),
+        "exename": sys.executable,
+        "exeflags": "",
+        "env": [],
+        "enable_threaded_blas": False,
+        "lazy": True,
+    }

@@ -1,0 +1,283 @@
+"""Workers on this machine, forked by the fork server and reached over an inherited socket pair.
+
+Used by ``addprocs(n)`` and by pools that own their workers. One fork server per process and list of preloaded modules, kept
+warm for the next pool and ended with the process; its reports (started, exited and how) come in on the reading thread.
+Owns: the fork servers, the shared page on which workers note what they are doing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any, Final
+
+from distpool.errors import LaunchWorkerError
+from distpool.forkserver import PRELOAD_TOKEN, ForkServer, describe_exit, oom_kills
+from distpool.managers.interface import ClusterManager, Launched, WorkerConfig, default_addprocs_params
+from distpool.segments import SharedPage
+from distpool.transport import Reader
+
+# Workers use one core each unless asked otherwise (Julia turns BLAS down in the same way): with as many workers as cores,
+# libraries that start a thread per core would run cores x cores threads.
+THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+# The most local workers that one process can have at a time with progress notes; a slot is 64 bytes of a sparse file.
+PAGE_SLOTS: Final = 16384
+
+OnExit = Callable[[int | None, int | None], None]
+
+
+class ForkedProcess:
+    """A worker that the fork server forks, and how it ended."""
+
+    def __init__(self, forks: Forks, slot: int | None) -> None:
+        self.os_pid: int | None = None
+        self.detail: str | None = None  # what else is known of its end
+        self.slot = slot  # its place on the shared page; None when the page was full
+        self._forks = forks
+        self._lock = threading.Lock()  # protects the three below
+        self._exit: tuple[int | None, int | None] | None = None
+        self._watchers: list[OnExit] = []
+        self._signal: int | None = None  # to send as soon as it has a pid
+
+    def watch(self, on_exit: OnExit) -> None:
+        """Call ``on_exit(exit_code, signal)`` once when it is gone; at once if it is."""
+        with self._lock:
+            if self._exit is None:
+                self._watchers.append(on_exit)
+                return
+        on_exit(*self._exit)
+
+    @property
+    def has_exited(self) -> bool:
+        """True when the fork server has reported its end."""
+        return self._exit is not None
+
+    def progress(self) -> memoryview | None:
+        """The slot of the shared page on which the worker notes what it does; it outlives the worker."""
+        return self._forks.page.slot(self.slot) if self.slot is not None else None
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal; SIGKILL goes to everything it started as well. Silent when it is gone."""
+        with self._lock:
+            if self._exit is not None:
+                return
+            if self.os_pid is None:
+                self._signal = signum
+                return
+        self._forks.server.kill(self.os_pid, signum)
+
+    # -- told by the fork server, on the reading thread ----------------------------------------------------------
+
+    def started(self, os_pid: int) -> None:
+        """It exists now."""
+        with self._lock:
+            self.os_pid = os_pid
+            signum = self._signal
+        if signum is not None:
+            self._forks.server.kill(os_pid, signum)
+
+    def exited(self, exit_code: int | None, signum: int | None, detail: str | None) -> None:
+        """It is gone."""
+        with self._lock:
+            if self._exit is not None:
+                return
+            self._exit = (exit_code, signum)
+            self.detail = detail
+            watchers, self._watchers = self._watchers, []
+        for tell in watchers:
+            tell(exit_code, signum)
+
+
+class Forks:
+    """One fork server and the processes it forked. A handler of the reader."""
+
+    def __init__(self, reader: Reader, preload: Sequence[str]) -> None:
+        self.page = SharedPage.create(PAGE_SLOTS)
+        self.server = ForkServer(preload, self.page.fd, warm=("cloudpickle", "tblib.pickling_support"))
+        self.preload_error: str | None = None
+        self.inherited = set(os.environ)  # what the fork server, and so each worker, has unless told otherwise
+        self.is_gone = False
+        self._reader = reader
+        self._processes: dict[int, ForkedProcess] = {}
+        self._next_token = count().__next__
+        self._oom_kills = oom_kills()
+        reader.register(self)
+
+    def start(self, setup: dict[str, Any], streams: Sequence[int]) -> ForkedProcess:
+        """Ask for one more worker; returns at once."""
+        token = self._next_token()
+        slot = self.page.allocate()
+        process = self._processes[token] = ForkedProcess(self, slot)
+        self.server.start_worker(token, pickle.dumps({**setup, "slot": slot}), streams)
+        return process
+
+    def fileno(self) -> int:
+        """The control socket's descriptor."""
+        return self.server.fileno()
+
+    def on_writable(self) -> None:
+        """Send on what did not fit; ``receive`` does that too."""
+        self.on_readable()
+
+    def on_readable(self) -> None:
+        """Pass the reports on to the processes they are about."""
+        for event in self.server.receive():
+            if event[0] == "started":
+                self._processes[event[1]].started(event[2])
+            elif event[0] == "exited":
+                self._end(event[1], *describe_exit(event[3]))
+            elif event[0] == "failed":
+                self._failed(event[1], event[2])
+            else:
+                self._server_gone()
+
+    def _end(self, token: int, exit_code: int | None, signum: int | None, detail: str | None = None) -> None:
+        process = self._processes.pop(token, None)
+        if process is not None:
+            process.exited(exit_code, signum, detail or self._memory_verdict(signum))
+            if process.slot is not None:
+                self.page.free(process.slot)
+
+    def _memory_verdict(self, signum: int | None) -> str | None:
+        """Say whether the kernel killed something for want of memory since we last looked; it does so with SIGKILL."""
+        if signum != 9:
+            return None
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        if before is not None and self._oom_kills is not None and self._oom_kills > before:
+            return "killed for want of memory (the control group's counter of such kills has risen)"
+        return None
+
+    def _failed(self, token: int, text: str) -> None:
+        if token == PRELOAD_TOKEN:
+            self.preload_error = text
+        else:
+            self._end(token, None, None, f"it could not be started: {text}")
+
+    def _server_gone(self) -> None:
+        self.is_gone = True
+        self._reader.unregister(self)
+        self.server.close()
+        for token in list(self._processes):
+            self._end(token, None, 9, "the fork server was killed, and its workers with it")
+
+    def close(self) -> None:
+        """End the fork server and every worker it forked."""
+        if not self.is_gone:
+            self.is_gone = True
+            self._reader.unregister(self)
+            self.server.close()
+
+
+class _Servers:
+    """The fork servers of this process, one per list of preloaded modules."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # protects _forks
+        self._forks: dict[tuple[str, ...], Forks] = {}
+        self._os_pid = os.getpid()
+
+    def get(self, reader: Reader, preload: tuple[str, ...]) -> Forks:
+        with self._lock:
+            if self._os_pid != os.getpid():  # a forked copy of the process must not use its parent's
+                self._forks, self._os_pid = {}, os.getpid()
+            forks = self._forks.get(preload)
+            if forks is None or forks.is_gone:
+                forks = self._forks[preload] = Forks(reader, preload)
+            return forks
+
+    def close(self) -> None:
+        with self._lock:
+            forks, self._forks = list(self._forks.values()), {}
+        if self._os_pid == os.getpid():
+            for each in forks:
+                each.close()
+
+
+_servers = _Servers()
+atexit.register(_servers.close)
+
+
+class LocalManager(ClusterManager):
+    """Starts ``np`` workers on this machine. Julia's ``LocalManager``; ``repr`` says no more than that, as there.
+
+    Workers share a socket pair with this process: no port is opened. ``preload`` names modules that the fork server imports
+    once, before it forks the first worker, so that all workers share their memory.
+    """
+
+    def __init__(self, np: int, restrict: bool = True, *, reader: Reader, preload: Sequence[str] = ()) -> None:
+        self.np = np
+        self.restrict = restrict
+        self._reader = reader
+        self._preload = tuple(preload)
+
+    def __repr__(self) -> str:
+        return "LocalManager()"
+
+    def default_addprocs_params(self) -> dict[str, Any]:
+        """Return the options with their defaults."""
+        return default_addprocs_params()
+
+    def launch(self, params: dict[str, Any], launched: Launched) -> None:
+        """Fork the workers; each gets this process's directory, environment, ``sys.path`` and ``sys.argv`` as they are now."""
+        if self.np <= 0:
+            return
+        forks = _servers.get(self._reader, self._preload)
+        setup = {
+            "cwd": params["dir"],
+            "env": {**dict.fromkeys(forks.inherited), **worker_environment(params)},
+            "path": list(sys.path),
+            "argv": list(sys.argv),
+        }
+        for _ in range(self.np):
+            launched.append(self._launch_one(forks, setup))
+
+    def _launch_one(self, forks: Forks, setup: dict[str, Any]) -> WorkerConfig:
+        ours, theirs = socket.socketpair()
+        try:
+            process = forks.start(setup, [theirs.fileno(), *_output_streams()])
+        except (OSError, LaunchWorkerError):
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return WorkerConfig(stream=ours, process=process, host="127.0.0.1", enable_threaded_blas=False)
+
+    def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
+        """Nothing to do: the fork server reports deaths, and interrupts go over the connection."""
+
+
+def worker_environment(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment of a new worker: ours as it is now, libraries told to use one core, ``env`` on top."""
+    environment = dict(os.environ)
+    if not params.get("enable_threaded_blas"):
+        for name in THREAD_VARIABLES:
+            environment.setdefault(name, "1")
+    environment.update(dict(params.get("env") or {}))
+    return environment
+
+
+def _output_streams() -> list[int]:
+    """The descriptors that become a worker's standard output and error: ours, as they are now."""
+    return [fd for fd in (1, 2) if _is_open(fd)]
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,383 @@
+"""This process as a member of one cluster: its id, its peers, what it keeps for others, and what each message does.
+
+Used by the verbs above. One object per cluster; a worker has one for the cluster it belongs to and one more for each cluster
+that it makes itself. Messages come in on the thread that leads the reader, which only looks at the header: a table leads
+from the kind of message to the action, and whatever opens a payload or runs user code is handed to ``execute`` as a job::
+
+    reading thread --frame--> actions[kind] --RESULT--------------> the pending call of that peer
+                                            --CALL..., REF, DO----> execute(job): a worker's main thread, or a thread of its own
+                                            --TASKS, EXIT, ...----> what the worker or dispatch has registered
+
+Owns: the store, the table of actions, the idle call threads.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from distpool import messages as m
+from distpool.channel import Channel
+from distpool.cluster import Cluster, Departure
+from distpool.errors import RemoteException, remote_exception
+from distpool.managers.interface import WorkerConfig
+from distpool.messages import DRIVER, RRID
+from distpool.peer import Peer, Reply
+from distpool.pickling import Parcel, capture, dump, dump_exception, load, load_exception
+from distpool.store import Store
+from distpool.threads import CallThreads
+from distpool.transport import Deadline, Reader
+from distpool.wire import Frame
+
+Job = Callable[[], None]
+Action = Callable[[Peer, Frame], None]
+
+# How long a closed stream waits for the report of how its process ended. The report of a fork server comes within a
+# millisecond; a process that closed its stream and lives on is killed after this time.
+EXIT_REPORT_SECONDS: Final = 0.5
+
+_EMPTY: Final = dump(None)
+
+
+class Member:
+    """One process's membership in one cluster."""
+
+    def __init__(self, pid: int, reader: Reader, execute: Callable[[Job], None] | None = None) -> None:
+        self.pid = pid
+        self.cluster = Cluster(pid)
+        self.reader = reader
+        self.threads = CallThreads("distpool call")
+        self.execute: Callable[[Job], None] = execute or self.threads.run
+        self.store = Store(run_blocking=self.threads.run)
+        self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
+        self.membership_lock = threading.Lock()  # one addprocs or rmprocs at a time (Julia's rule)
+        self.actions: dict[int, Action] = {
+            m.RESULT: self._answer,
+            m.JOINED: self._answer,
+            m.TAKEN_BACK: self._answer,
+            m.TASKS_DONE: self._part_of_answer,
+            m.CALL: self._call,
+            m.CALL_WAIT: self._call,
+            m.CALL_FETCH: self._call,
+            m.DO: self._call,
+            m.REF: self._ref,
+            m.WITHDRAW: self._withdraw,
+        }
+        self.cluster.listen(_nothing, self._client_gone)
+
+    # -- connections ---------------------------------------------------------------------------------------------
+
+    def connect(self, pid: int, stream: Any, config: WorkerConfig | None = None) -> Peer:
+        """Make the connection to ``pid`` over a connected socket; it becomes a member by ``cluster.add``."""
+        peer = Peer(pid, stream, self.reader, self.receive, self._stream_ended)
+        if config is not None:
+            self.configs[pid] = config
+            if config.process is not None:
+                config.process.watch(lambda code, signum: self._process_ended(peer, code, signum))
+        return peer
+
+    def receive(self, peer: Peer, frame: Frame) -> None:
+        """Act on one message. Runs on the reading thread; never blocks and opens nothing."""
+        action = self.actions.get(frame.kind)
+        if action is not None:  # an unknown kind comes from a newer peer: ignore it, the rest still works
+            action(peer, frame)
+
+    def _answer(self, peer: Peer, frame: Frame) -> None:
+        pending = peer.pending.pop(frame.request, None)
+        if pending is not None:  # None: its caller has given up
+            pending.arrived(frame)
+
+    def _part_of_answer(self, peer: Peer, frame: Frame) -> None:
+        if frame.flags & m.FLAG_LAST:
+            self._answer(peer, frame)
+            return
+        pending = peer.pending.get(frame.request)
+        if pending is not None:
+            pending.arrived(frame)
+
+    def _stream_ended(self, peer: Peer) -> None:
+        """The other side closed the connection: it has ended, or will be ended."""
+        config = self.configs.get(peer.pid)
+        if config is None or config.process is None:
+            self._depart(peer, Departure())
+            return
+        self.reader.unregister(peer)
+        process = config.process
+        self.reader.call_later(EXIT_REPORT_SECONDS, lambda: self._end_silent(peer, process))
+
+    def _end_silent(self, peer: Peer, process: Any) -> None:
+        if peer.is_open:
+            process.send_signal(9)
+            self._depart(peer, Departure(process.os_pid, detail="it closed its connection, and was killed"))
+
+    def _process_ended(self, peer: Peer, exit_code: int | None, signum: int | None) -> None:
+        """The process is gone; what it sent before is still in the socket and counts."""
+        process = self.configs[peer.pid].process if peer.pid in self.configs else None
+        detail = getattr(process, "detail", None)
+        while peer.is_open and peer.has_input:
+            peer.on_readable()
+        self._depart(peer, Departure(process.os_pid if process else None, exit_code, signum, detail))
+
+    def _depart(self, peer: Peer, departure: Departure) -> None:
+        if self.cluster.depart(peer, departure):
+            self.configs.pop(peer.pid, None)
+
+    def _client_gone(self, pid: int, error: BaseException) -> None:
+        self.store.client_gone(pid)
+
+    # -- requests to others --------------------------------------------------------------------------------------
+
+    def request(
+        self, peer: Peer, kind: int, parcel: Parcel = _EMPTY, whence: int = 0, ref: int = 0, eager: bool = True
+    ) -> Frame:
+        """Send a request and wait for its answer, reading meanwhile.
+
+        Raises ProcessExitedException when the process ends before it answers. An interrupt withdraws the request.
+        """
+        reply = Reply()
+        request = self.send_request(peer, reply, kind, parcel, whence, ref)
+        try:
+            self.reader.wait(reply, eager=eager)
+        except BaseException:
+            self.withdraw(peer, request)
+            raise
+        return self.answer_of(reply)
+
+    def request_within(
+        self, peer: Peer, kind: int, parcel: Parcel, rrid: RRID, timeout: float | None
+    ) -> Frame:
+        """As ``request``, about a reference, for at most ``timeout`` seconds; then TimeoutError, and it is withdrawn."""
+        if timeout is None:
+            return self.request(peer, kind, parcel, rrid.whence, rrid.id)
+        reply = Reply()
+        request = self.send_request(peer, reply, kind, parcel, rrid.whence, rrid.id)
+        try:
+            self.reader.wait(reply, Deadline(timeout), eager=True)
+        finally:
+            if not reply.done:
+                self.withdraw(peer, request)
+        if not reply.done:
+            raise TimeoutError(f"process {peer.pid} had no answer about {tuple(rrid)} within {timeout} seconds")
+        return self.answer_of(reply)
+
+    def send_request(
+        self, peer: Peer, pending: Any, kind: int, parcel: Parcel, whence: int = 0, ref: int = 0
+    ) -> int:
+        """Send a request whose answer goes to ``pending``; return its number."""
+        request = peer.next_request()
+        peer.pending[request] = pending
+        sent = peer.send_parcel(kind, parcel, request=request, whence=whence, ref=ref)
+        # The door for death empties the table once: who comes after it must look itself.
+        if not sent and peer.pending.pop(request, None) is not None:
+            pending.lost(self.cluster.absence(peer.pid))
+        if peer.has_unsent and not self.reader.is_leading:
+            peer.wait_for_room()
+        return request
+
+    def withdraw(self, peer: Peer, request: int) -> None:
+        """Tell the other side that nobody wants this answer any more."""
+        if peer.pending.pop(request, None) is not None:
+            peer.send(m.WITHDRAW, request=request)
+
+    def answer_of(self, reply: Reply) -> Frame:
+        """Return the answer that has arrived, or raise what came instead."""
+        if reply.error is not None:
+            raise reply.error
+        frame = reply.frame
+        assert frame is not None
+        return frame
+
+    def open_answer(self, peer: Peer, frame: Frame) -> Any:
+        """Open a RESULT: return its value, or raise the exception it carries as a RemoteException."""
+        if not frame.flags & m.FLAG_ERROR:
+            return self.open(frame)
+        captured = load_exception(frame.body, frame.buffers)
+        raise remote_exception(peer.pid, captured) from captured.ex
+
+    def open(self, frame: Frame) -> Any:
+        """Open a payload here and now, for the one who asked for it."""
+        if frame.error is not None:
+            raise frame.error
+        with self.opening():
+            return load(frame.body, frame.buffers)
+
+    def opening(self) -> _Opening:
+        """Return a context in which references that are unpickled belong to this cluster."""
+        return _Opening(self)
+
+    # -- requests from others ------------------------------------------------------------------------------------
+
+    def _call(self, peer: Peer, frame: Frame) -> None:
+        if frame.kind == m.CALL:
+            # The entry exists before anything that follows on this connection can ask for it.
+            self.store.create(frame.rrid, client=peer.pid)
+        self.execute(lambda: self._run_call(peer, frame))
+
+    def _run_call(self, peer: Peer, frame: Frame) -> None:
+        """Run a request and answer it. One of the three edges that catch everything: it is the user's code."""
+        try:
+            f, args, kwargs = self.open(frame)
+            value = f(*args, **kwargs)
+        except BaseException as error:
+            self._call_failed(peer, frame, error)
+            return
+        if frame.kind == m.CALL_FETCH:
+            self.send_value(peer, frame.request, value)
+        elif frame.kind == m.DO:
+            return
+        else:
+            self.store.set_result(frame.rrid, True, value, creator=peer.pid)
+            if frame.kind == m.CALL_WAIT:
+                peer.send_parcel(m.RESULT, _EMPTY, request=frame.request)
+
+    def _call_failed(self, peer: Peer, frame: Frame, error: BaseException) -> None:
+        if frame.kind == m.DO:
+            report_unraisable(self.pid, error)
+        elif frame.kind == m.CALL_FETCH:
+            self.send_error(peer, frame.request, error)
+        else:
+            captured = capture(error)
+            self.store.set_result(frame.rrid, False, remote_exception(self.pid, captured), creator=peer.pid)
+            if frame.kind == m.CALL_WAIT:
+                self.send_error(peer, frame.request, error)
+
+    def send_value(self, peer: Peer, request: int, value: object) -> None:
+        """Answer a request; a value that cannot travel becomes an error that says so, for this request alone."""
+        try:
+            parcel = dump(value)
+        except BaseException as error:
+            self.send_error(peer, request, error)
+            return
+        peer.send_parcel(m.RESULT, parcel, request=request)
+
+    def send_error(self, peer: Peer, request: int, error: BaseException) -> None:
+        """Answer a request with the exception it raised."""
+        peer.send_parcel(m.RESULT, dump_exception(error), flags=m.FLAG_ERROR, request=request)
+
+    def _ref(self, peer: Peer, frame: Frame) -> None:
+        self.execute(lambda: self._run_ref(peer, frame))
+
+    def _run_ref(self, peer: Peer, frame: Frame) -> None:
+        def answer(ok: bool, value: Any) -> bool:
+            if not peer.is_open:
+                return False  # the item stays here: nobody would get it
+            if ok:
+                self.send_value(peer, frame.request, value)
+            else:
+                self.send_error(peer, frame.request, value)
+            return True
+
+        try:
+            op, args = self.open(frame)
+            self.store.request(frame.rrid, op, args, peer.pid, frame.request, answer)
+        except BaseException as error:
+            self.send_error(peer, frame.request, error)
+
+    def _withdraw(self, peer: Peer, frame: Frame) -> None:
+        self.store.withdraw(peer.pid, frame.request)
+
+    # -- local references ----------------------------------------------------------------------------------------
+
+    def next_rrid(self) -> RRID:
+        """Return an id for a new reference made by this process."""
+        return RRID(self.pid, _next_ref())
+
+    def make_channel(self, rrid: RRID, factory: Callable[[], Any], creator: int) -> None:
+        """Run a factory here and keep what it returns under ``rrid``."""
+        self.store.create(rrid, channel=factory(), client=creator)
+
+    def channel(self, rrid: RRID) -> Channel[Any]:
+        """Return the backing channel of a reference that this process owns."""
+        return self.store.channel(rrid)
+
+
+class _Opening:
+    """For the time of one unpickling, ``opening_member()`` is this one."""
+
+    __slots__ = ("_member", "_previous")
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def __enter__(self) -> None:
+        self._previous = getattr(_context, "member", None)
+        _context.member = self._member
+
+    def __exit__(self, *exc: object) -> None:
+        _context.member = self._previous
+
+
+def report_unraisable(pid: int, error: BaseException) -> None:
+    """Print an exception that nobody waits for, as Julia's remote_do does."""
+    captured = error.captured if isinstance(error, RemoteException) else capture(error)
+    print(f"exception on process {pid}:\n{captured.traceback}", file=sys.stderr, flush=True)
+
+
+def _nothing(pid: int) -> None:
+    pass
+
+
+# Ref numbers are unique in the process, whatever clusters it belongs to: a ref of one cluster is never taken for another's.
+_ref_lock = threading.Lock()
+_ref_count = 0
+
+
+def _next_ref() -> int:
+    global _ref_count
+    with _ref_lock:
+        _ref_count += 1
+        return _ref_count
+
+
+# -- the member that module functions act on ---------------------------------------------------------------------------
+
+_context = threading.local()  # .member: whose message this thread is opening
+_default: Member | None = None
+_reader: Reader | None = None
+_owner_pid = 0  # the operating-system process that the two belong to: a fork must not use its parent's
+_default_lock = threading.RLock()
+
+
+def process_reader() -> Reader:
+    """Return the one reader of this process; all clusters share it, so any waiting thread reads for all."""
+    global _reader
+    with _default_lock:
+        _forget_after_fork()
+        if _reader is None:
+            _reader = Reader()
+        return _reader
+
+
+def default_member() -> Member:
+    """Return this process's membership in its default cluster; a process that is nobody's worker is process 1 of its own."""
+    global _default
+    if _default is not None and _owner_pid == os.getpid():
+        return _default
+    with _default_lock:
+        _forget_after_fork()
+        if _default is None:
+            _default = Member(DRIVER, process_reader())
+        return _default
+
+
+def install_default(member: Member, reader: Reader) -> None:
+    """Make this process a worker: module functions act on ``member`` from now on."""
+    global _default, _reader, _owner_pid
+    with _default_lock:
+        _default, _reader, _owner_pid = member, reader, os.getpid()
+
+
+def opening_member() -> Member:
+    """Return the member whose message this thread is opening, else the default one."""
+    member = getattr(_context, "member", None)
+    return member if member is not None else default_member()
+
+
+def _forget_after_fork() -> None:
+    global _default, _reader, _owner_pid
+    if _owner_pid != os.getpid():
+        _default = _reader = None
+        _owner_pid = os.getpid()

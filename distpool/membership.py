@@ -1,0 +1,374 @@
+"""Who works here: adding and removing processes, and counting them.
+
+``addprocs`` and ``rmprocs`` run on process 1 only, one at a time (a lock shared by both). A worker's way in::
+
+    manager.launch -> WorkerConfig -> a stream -> JOIN -> JOINED -> member, told to all -> default pool
+
+and out: EXIT, and if that is not obeyed within the grace time, SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from distpool import messages as m
+from distpool.errors import CompositeException, LaunchWorkerError
+from distpool.managers.interface import ClusterManager, WorkerConfig
+from distpool.managers.local import LocalManager
+from distpool.member import Member, default_member
+from distpool.messages import DRIVER
+from distpool.peer import Peer, Reply
+from distpool.pickling import dump
+from distpool.transport import Deadline, Waiter
+
+# Seconds that a worker has to join, unless DISTPOOL_WORKER_TIMEOUT or timeout= say otherwise. Julia's number.
+WORKER_TIMEOUT: Final = 60.0
+# Seconds between asking a worker to end and killing it. Short, for a local process that does not obey is stuck.
+GRACE_SECONDS: Final = 2.0
+
+
+def worker_timeout() -> float:
+    """Return the time limit for workers to join, read from the environment at each use."""
+    return float(os.environ.get("DISTPOOL_WORKER_TIMEOUT", WORKER_TIMEOUT))
+
+
+def myid() -> int:
+    """Return the id of this process; 1 before any ``addprocs``.
+
+    >>> myid()
+    1
+    """
+    return default_member().pid
+
+
+def procs() -> list[int]:
+    """Return the ids of all processes, this one included, ascending."""
+    return default_member().cluster.procs()
+
+
+def workers() -> list[int]:
+    """Return the ids of all workers, ascending; ``[1]`` when there is none, so that work always has somewhere to go."""
+    return default_member().cluster.workers()
+
+
+def nprocs() -> int:
+    """Return the number of processes, this one included."""
+    return len(procs())
+
+
+def nworkers() -> int:
+    """Return the number of workers; 1 when there is none."""
+    return len(workers())
+
+
+def other_procs() -> list[int]:
+    """Return the ids of all processes but this one. From Julia's DistributedNext."""
+    return [pid for pid in procs() if pid != myid()]
+
+
+def other_workers() -> list[int]:
+    """Return the ids of all workers but this process; empty when there is none."""
+    return [pid for pid in procs() if pid not in (DRIVER, myid())]
+
+
+# -- adding ------------------------------------------------------------------------------------------------------------
+
+
+def addprocs(
+    what: int | ClusterManager | None = None,
+    *,
+    preload: Sequence[str] = (),
+    timeout: float | None = None,
+    **options: Any,
+) -> list[int]:
+    """Start workers and return their ids, ascending, when all have joined.
+
+    ``what`` is a number of local workers (None: as many as cores that this process may use) or a ``ClusterManager``.
+    Options of local workers: ``dir``, ``env``, ``exename``, ``exeflags``, ``enable_threaded_blas``, ``topology``, ``lazy``,
+    ``restrict``; ``preload`` names modules that all of them share; ``timeout`` is the limit in seconds for one to join.
+
+    Raises RuntimeError on a worker, ValueError for a negative number or a bad option value, TypeError for an unknown option,
+    CompositeException when some did not join: one LaunchWorkerError each, and ``.pids`` has those that did. Julia's
+    ``addprocs``.
+    """
+    member = default_member()
+    _require_driver(member, "addprocs")
+    if what is None:
+        what = usable_cores()
+    if isinstance(what, bool) or not isinstance(what, (int, ClusterManager)):
+        raise TypeError(f"addprocs() takes a number of workers or a ClusterManager, not a {type(what).__name__}")
+    if isinstance(what, int):
+        if what < 0:
+            raise ValueError(f"addprocs({what}): the number of workers cannot be negative")
+        restrict = bool(options.pop("restrict", True))
+        manager: ClusterManager = LocalManager(what, restrict, reader=member.reader, preload=preload)
+        params = _checked(manager, options)
+    else:
+        manager = what
+        params = {**manager.default_addprocs_params(), **options}
+    return add_workers(member, manager, params, timeout)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may really use: its affinity, and the quota of its control group.
+
+    >>> usable_cores() >= 1
+    True
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cores, quota) if quota is not None else cores)
+
+
+def _cgroup_quota() -> int | None:
+    """Read the quota of version 2, then of version 1; an empty or odd file means none (some container systems write such)."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            amount, period = file.read().split()[:2]
+        return None if amount == "max" else -(-int(amount) // int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
+            quota = int(file.read())
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+            return -(-quota // int(file.read())) if quota > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _require_driver(member: Member, deed: str) -> None:
+    if member.pid != DRIVER:
+        raise RuntimeError(f"{deed}() was called on process {member.pid}, but only process 1 may manage members")
+
+
+def _checked(manager: ClusterManager, options: dict[str, Any]) -> dict[str, Any]:
+    params = manager.default_addprocs_params()
+    for name in options:
+        if name not in params:
+            raise TypeError(f"addprocs() has no option {name!r} for local workers; it has {', '.join(sorted(params))}")
+    params.update(options)
+    if params["topology"] not in ("all_to_all", "master_worker", "custom"):
+        raise ValueError(f"topology={params['topology']!r}: it is 'all_to_all', 'master_worker' or 'custom'")
+    return params
+
+
+class _Launched:
+    """Takes the workers as they are launched and begins to connect each at once."""
+
+    def __init__(self, member: Member, manager: ClusterManager) -> None:
+        self.joining: list[_Joining] = []
+        self._member = member
+        self._manager = manager
+
+    def append(self, config: WorkerConfig) -> None:
+        self.joining.append(_Joining(self._member, self._manager, config))
+
+
+class _Joining:
+    """One worker on its way in."""
+
+    def __init__(self, member: Member, manager: ClusterManager, config: WorkerConfig) -> None:
+        self.pid = member.cluster.next_pid()
+        self.reply = Reply()
+        self._member = member
+        self._manager = manager
+        self._config = config
+        if config.stream is None:
+            raise LaunchWorkerError(f"{manager!r} launched a worker without a stream to reach it")
+        self._peer: Peer = member.connect(self.pid, config.stream, config)
+        welcome = {"pid": self.pid, "members": member.cluster.procs()}
+        member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
+
+    def finish(self, deadline: Deadline) -> LaunchWorkerError | None:
+        """Wait for its answer and make it a member; return what went wrong instead."""
+        self._member.reader.wait(self.reply, deadline, eager=True)
+        if not self.reply.done:
+            return self._give_up(f"worker {self.pid} did not join in time; raise timeout= or DISTPOOL_WORKER_TIMEOUT")
+        if self.reply.error is not None:
+            return self._give_up(f"worker {self.pid} ended before it had joined: {self.reply.error}")
+        facts = self._member.open(self._member.answer_of(self.reply))
+        self._config.ospid = facts["os_pid"]
+        self._config.environ = {"cpu_threads": facts["cpus"]}
+        self._member.cluster.add(self._peer)
+        self._manager.manage(self.pid, self._config, "register")
+        return None
+
+    def _give_up(self, reason: str) -> LaunchWorkerError:
+        self._member.cluster.terminate(self.pid)
+        self._manager.kill(self.pid, self._config)
+        return LaunchWorkerError(reason)
+
+
+def add_workers(
+    member: Member, manager: ClusterManager, params: dict[str, Any], timeout: float | None = None
+) -> list[int]:
+    """``addprocs`` in a given cluster."""
+    limit = worker_timeout() if timeout is None else timeout
+    with member.membership_lock:
+        launched = _Launched(member, manager)
+        failure: Exception | None = None
+        try:
+            manager.launch(params, launched)
+        except Exception as error:  # the manager's own: raised below, after those that did start have joined
+            failure = error
+        deadline = Deadline(limit)
+        errors = [error for joining in launched.joining if (error := joining.finish(deadline)) is not None]
+        pids = sorted(joining.pid for joining in launched.joining if member.cluster.is_member(joining.pid))
+        tell_members(member)
+    if failure is not None:
+        raise failure
+    if errors:
+        problem = CompositeException(errors)
+        problem.pids = pids
+        raise problem
+    return pids
+
+
+def tell_members(member: Member) -> None:
+    """Tell every worker who belongs to the cluster now."""
+    news = dump(member.cluster.procs())
+    for peer in member.cluster.peers():
+        peer.send_parcel(m.MEMBERS, news)
+
+
+# -- removing ----------------------------------------------------------------------------------------------------------
+
+
+class Removal:
+    """The handle of a removal: ``wait`` until the processes are gone."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self.pids = list(pids)
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+
+    def wait(self, timeout: float | None = None) -> Removal:
+        """Block until they are gone, or ``timeout`` seconds; raises TimeoutError then, or what the removal raised."""
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"processes {self.pids} are not gone after {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def isready(self) -> bool:
+        """True when they are gone, or the removal has failed."""
+        return self._done.is_set()
+
+    def run(self, remove: Callable[[], None]) -> None:
+        """Do it, and remember how it ended."""
+        try:
+            remove()
+        except BaseException as error:  # raised by wait()
+            self._error = error
+        finally:
+            self._done.set()
+
+
+def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None) -> Removal:
+    """Remove workers: each ends in good order, or is killed after a grace time. Returns a handle with ``wait``.
+
+    ``waitfor`` is the limit in seconds for all of them (TimeoutError names those left), None waits as long as it takes, 0
+    returns at once with the removal going on. Removing process 1 only warns; a process that is gone is skipped; one that
+    never was is a ValueError; RuntimeError on a worker. Julia's ``rmprocs``.
+    """
+    member = default_member()
+    _require_driver(member, "rmprocs")
+    wanted = _flat(pids)
+    for pid in wanted:
+        if pid != DRIVER and not member.cluster.is_member(pid) and not member.cluster.was_member(pid):
+            raise ValueError(f"rmprocs({pid}): there never was such a process; procs() is {member.cluster.procs()}")
+    if DRIVER in wanted:
+        import warnings
+
+        warnings.warn("rmprocs: process 1 is not removed", RuntimeWarning, stacklevel=2)
+        wanted = [pid for pid in wanted if pid != DRIVER]
+    removal = Removal(wanted)
+    if waitfor == 0:
+        leaving = begin_removal(member, wanted)
+        member.threads.run(lambda: removal.run(lambda: finish_removal(member, leaving, None)))
+        return removal
+    removal.run(lambda: remove_workers(member, wanted, waitfor))
+    return removal.wait()
+
+
+def remove_workers(member: Member, pids: Sequence[int], waitfor: float | None = None) -> None:
+    """``rmprocs`` in a given cluster, waiting."""
+    with member.membership_lock:
+        finish_removal(member, begin_removal(member, pids), waitfor)
+
+
+def begin_removal(member: Member, pids: Sequence[int]) -> list[Peer]:
+    """Take workers out of the membership and ask them to end; those that are gone are left out."""
+    leaving = [peer for pid in pids if (peer := member.cluster.terminate(pid)) is not None]
+    for peer in leaving:
+        peer.send(m.EXIT)
+    return leaving
+
+
+def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | None) -> None:
+    """Wait until the processes have ended, killing those that do not obey."""
+    deadline = Deadline(waitfor)
+    grace = Deadline(GRACE_SECONDS if waitfor is None else min(GRACE_SECONDS, waitfor / 2))
+    gone = [_Gone(member, peer) for peer in leaving]
+    for each in gone:
+        member.reader.wait(each, grace, eager=True)
+    stubborn = [each for each in gone if not each.done]
+    for each in stubborn:
+        each.kill()
+    for each in stubborn:
+        member.reader.wait(each, deadline)
+    for each in gone:
+        each.forget()
+    tell_members(member)
+    left = [each.pid for each in gone if not each.done]
+    if left:
+        raise TimeoutError(f"processes {left} are not gone after {waitfor} seconds; they have been killed and will be")
+
+
+class _Gone(Waiter):
+    """Done when a process has departed."""
+
+    __slots__ = ("_member", "pid")
+
+    def __init__(self, member: Member, peer: Peer) -> None:
+        super().__init__()
+        self.pid = peer.pid
+        self._member = member
+        member.cluster.listen(_nothing, self._departed)
+        if member.cluster.departure(peer.pid) is not None:
+            self.complete()
+
+    def _departed(self, pid: int, error: BaseException) -> None:
+        if pid == self.pid:
+            self.complete()
+
+    def kill(self) -> None:
+        import logging  # rarely needed
+
+        config = self._member.configs.get(self.pid)
+        if config is not None and config.process is not None:
+            logging.getLogger("distpool").warning("worker %d did not end when asked; it is killed", self.pid)
+            config.process.send_signal(9)
+
+    def forget(self) -> None:
+        self._member.cluster.unlisten(_nothing, self._departed)
+
+
+def _nothing(pid: int) -> None:
+    pass
+
+
+def _flat(pids: Iterable[Any]) -> list[int]:
+    flat: list[int] = []
+    for pid in pids:
+        flat.extend([pid] if isinstance(pid, int) else _flat(pid))
+    return flat
+
+
+def leave(member: Member) -> None:
+    """End every worker of a cluster, within bounds: for the end of a pool or of the process."""
+    remove_workers(member, [peer.pid for peer in member.cluster.peers()])

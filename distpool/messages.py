@@ -1,0 +1,76 @@
+"""What travels between processes: the kinds of messages and the ids they carry.
+
+Used by every room above. Nothing here has behaviour; a frame's header (``wire``) holds the fields that must be readable
+without unpickling: kind, flags, request id and ref id. The payload is opened by whoever asked for it, never by the reader.
+
+=============  ====================================  ==========================================================
+kind           payload                               answered by
+=============  ====================================  ==========================================================
+CALL           (f, args, kwargs)                     nothing: the result is stored at the target under the ref
+CALL_WAIT      (f, args, kwargs)                     RESULT without a value, when f is done
+CALL_FETCH     (f, args, kwargs)                     RESULT with the value
+DO             (f, args, kwargs)                     nothing
+RESULT         a value, or a captured exception      --
+REF            (operation, arguments)                RESULT, perhaps much later
+WITHDRAW       --                                    nothing: the request named in the header is not wanted any more
+FUNCTION       a callable                            nothing: kept at the worker under the number in ``ref``
+FORGET         --                                    nothing: the worker drops the callable ``ref``
+TASKS          one envelope of tasks                 TASKS_DONE, one or several
+TASKS_DONE     results of a part of an envelope      --
+TAKE_BACK      --                                    TAKEN_BACK with what had not started
+INTERRUPT      --                                    the running call fails with KeyboardInterrupt
+JOIN           who you are, whom you know            JOINED
+JOINED         os pid and facts of the new member    --
+MEMBERS        all pids of the cluster               --
+EXIT           --                                    the process ends
+=============  ====================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class RRID(NamedTuple):
+    """The id of a remote reference: the process that made it, and its number there.
+
+    Julia's ``RRID``. Numbers count from 1 in each process and are never used twice; ``(0, 0)`` is no reference.
+
+    >>> RRID(1, 7) == RRID(1, 7), RRID(1, 7).whence
+    (True, 1)
+    """
+
+    whence: int
+    id: int
+
+
+NULL_ID: Final = RRID(0, 0)
+
+DRIVER: Final = 1  # the process that called addprocs first is process 1, always (Julia's rule)
+
+# Kinds. Values are part of the protocol: a new kind gets a new number, none is used twice.
+CALL: Final = 1
+CALL_WAIT: Final = 2
+CALL_FETCH: Final = 3
+DO: Final = 4
+RESULT: Final = 5
+REF: Final = 6
+WITHDRAW: Final = 7
+FUNCTION: Final = 8
+FORGET: Final = 9
+TASKS: Final = 10
+TASKS_DONE: Final = 11
+TAKE_BACK: Final = 12
+TAKEN_BACK: Final = 13
+INTERRUPT: Final = 14
+JOIN: Final = 15
+JOINED: Final = 16
+MEMBERS: Final = 17
+EXIT: Final = 18
+LAST_KIND: Final = EXIT
+
+# Flags of a frame.
+FLAG_GLOBALS: Final = 1  # the payload begins with names to assign in the receiver's __main__ (pickling)
+FLAG_ERROR: Final = 2  # a RESULT that carries a captured exception
+FLAG_LAST: Final = 4  # the TASKS_DONE that ends its envelope
+FLAG_APART: Final = 8  # the items of this payload were pickled one by one: one bad item costs only itself

@@ -1,0 +1,338 @@
+"""One other process: its stream, what waits to be sent, and the calls it has not answered yet.
+
+Used by the cluster (one per connection). Any thread sends; the thread that leads the reader receives. Sends never block:
+what the socket does not take stays in the outbox and leaves when the reader finds the socket writable, so two processes
+that send each other large data at once cannot block each other. Owns: the socket, the outbox, the table of pending calls,
+and what this connection was already sent (globals of ``__main__``, callables of pools).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Final, Protocol
+
+from distpool import segments
+from distpool.errors import RemoteProtocolError
+from distpool.messages import FLAG_GLOBALS
+from distpool.pickling import Parcel, SentGlobals, peel, wrap
+from distpool.transport import Deadline, Reader, Waiter
+from distpool.wire import Buffer, Frame, FrameParser, encode
+
+# A caller whose connection has more than this unsent waits until it is below: enough to keep the other side busy, and no
+# more memory than one large message. Arbitrary.
+OUTBOX_BYTES: Final = 16 << 20
+# As large as most systems allow without privileges; the kernel takes less where it must.
+SOCKET_BUFFER_BYTES: Final = 1 << 20
+# The kernel takes at most IOV_MAX pieces in one call, 1024 on Linux.
+MAX_PIECES: Final = 512
+# How many times one connection is read before the others get their turn.
+READS_PER_TURN: Final = 16
+
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(16 * 4) if hasattr(socket, "CMSG_SPACE") else 0
+_RECEIVE_FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class Pending(Protocol):
+    """A request that waits for its answer. Both methods run on the reading thread, at most one of them, once."""
+
+    def arrived(self, frame: Frame) -> None:
+        """Take the answer, unopened."""
+
+    def lost(self, error: BaseException) -> None:
+        """The process will never answer."""
+
+
+class Reply(Waiter):
+    """A pending request whose thread sleeps (or reads) until the answer is there, and opens it itself."""
+
+    __slots__ = ("error", "frame")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame: Frame | None = None
+        self.error: BaseException | None = None
+
+    def arrived(self, frame: Frame) -> None:
+        """Keep the answer and wake the thread."""
+        self.frame = frame
+        self.complete()
+
+    def lost(self, error: BaseException) -> None:
+        """Keep the reason and wake the thread."""
+        self.error = error
+        self.complete()
+
+
+class Peer:
+    """The connection to process ``pid``.
+
+    ``receive(peer, frame)`` is called for each message, ``lost(peer)`` once when the stream has ended; both on the thread
+    that reads. ``shares_memory`` says that descriptors can be passed along, so large buffers travel as segments.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        stream: socket.socket,
+        reader: Reader,
+        receive: Callable[[Peer, Frame], None],
+        lost: Callable[[Peer], None],
+    ) -> None:
+        self.pid = pid
+        self.shares_memory = hasattr(socket, "AF_UNIX") and stream.family == socket.AF_UNIX
+        self.is_open = True
+        self.pending: dict[int, Pending] = {}
+        self.next_request: Callable[[], int] = count(1).__next__
+        self.sent_globals = SentGlobals()
+        self.known_functions: set[int] = set()  # numbers of the callables it keeps for our pools
+        self._stream = stream
+        self._reader = reader
+        self._receive = receive
+        self._lost = lost
+        self._parser = FrameParser(segments.fresh_memory)
+        self._descriptors: deque[int] = deque()  # received, not yet claimed by their frame
+        self._send_lock = threading.Lock()  # protects _outbox, _unsent and the order of bytes
+        self._globals_lock = threading.RLock()  # from choosing globals to sending them, so that none is overtaken
+        self._outbox: deque[tuple[deque[memoryview], list[int]]] = deque()
+        self._unsent = 0
+        self._thirsty: deque[Waiter] = deque()  # threads that wait for room in the outbox
+        stream.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            stream.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        reader.register(self)
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<Peer {self.pid} {state}, {len(self.pending)} pending, {self._unsent} bytes unsent>"
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._stream.fileno()
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def send(
+        self, kind: int, flags: int = 0, request: int = 0, whence: int = 0, ref: int = 0, body: Buffer = b""
+    ) -> bool:
+        """Send a message without buffers. Returns False when the connection is closed; never blocks."""
+        return self._write(encode(kind, flags, request, whence, ref, body), [])
+
+    def send_parcel(
+        self,
+        kind: int,
+        parcel: Parcel,
+        flags: int = 0,
+        request: int = 0,
+        whence: int = 0,
+        ref: int = 0,
+        segment: segments.Segment | None = None,
+    ) -> bool:
+        """Send a message with a pickled payload; ``segment`` already holds its large buffers (one for many receivers)."""
+        if not parcel.globals:
+            return self._send_wrapped(kind, flags, request, whence, ref, parcel.body, parcel.buffers, segment)
+        with self._globals_lock:
+            more, body, buffers = wrap(parcel, self.sent_globals)
+            return self._send_wrapped(kind, flags | more, request, whence, ref, body, buffers, segment)
+
+    def _send_wrapped(
+        self,
+        kind: int,
+        flags: int,
+        request: int,
+        whence: int,
+        ref: int,
+        body: Buffer,
+        buffers: Sequence[memoryview],
+        segment: segments.Segment | None,
+    ) -> bool:
+        if not buffers:
+            return self._write(encode(kind, flags, request, whence, ref, body), [])
+        # For one receiver the socket is twice as fast as a segment (measured, see segments): only what goes to several
+        # processes comes as a segment, made once by the caller.
+        if segment is None or not self.shares_memory:
+            return self._write(encode(kind, flags, request, whence, ref, body, buffers), [])
+        away = [view.nbytes >= segments.THRESHOLD for view in buffers]
+        return self._write(encode(kind, flags, request, whence, ref, body, buffers, away), [os.dup(segment.fd)])
+
+    def _write(self, pieces: Sequence[Buffer], descriptors: list[int]) -> bool:
+        with self._send_lock:
+            if not self.is_open:
+                _close_all(descriptors)
+                return False
+            if not self._outbox and not descriptors and len(pieces) == 1:
+                pieces = self._send_small(pieces[0])
+                if not pieces:
+                    return True
+            views = deque(view for view in (memoryview(piece).cast("B") for piece in pieces) if view.nbytes)
+            self._outbox.append((views, descriptors))
+            self._unsent += sum(view.nbytes for view in views)
+            if len(self._outbox) == 1:
+                self._flush()
+                if self._outbox:
+                    self._reader.watch_writable(self, True)
+            return True
+
+    def _send_small(self, piece: Buffer) -> Sequence[Buffer]:
+        """The common case, one piece and nothing before it; returns what is left of it."""
+        try:
+            sent = self._stream.send(piece)
+        except BlockingIOError:
+            return [piece]
+        except OSError:
+            # The other side is gone. The reader will find the end of the stream, after what it sent before.
+            return []
+        return [] if sent == len(piece) else [memoryview(piece)[sent:]]
+
+    def _flush(self) -> None:
+        """Send from the outbox what the socket takes. Needs the send lock."""
+        assert self._send_lock.locked()
+        while self._outbox:
+            views, descriptors = self._outbox[0]
+            try:
+                sent = self._send_some(views, descriptors)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._drop_outbox()
+                return
+            self._unsent -= sent
+            if descriptors:
+                _close_all(descriptors)
+                descriptors.clear()
+            while views and sent >= views[0].nbytes:
+                sent -= views.popleft().nbytes
+            if views:
+                views[0] = views[0][sent:]
+            else:
+                self._outbox.popleft()
+
+    def _send_some(self, views: deque[memoryview], descriptors: list[int]) -> int:
+        pieces = list(views) if len(views) <= MAX_PIECES else [views[i] for i in range(MAX_PIECES)]
+        if not descriptors:
+            return self._stream.sendmsg(pieces)
+        return self._stream.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))])
+
+    def _drop_outbox(self) -> None:
+        for _, descriptors in self._outbox:
+            _close_all(descriptors)
+        self._outbox.clear()
+        self._unsent = 0
+
+    def on_writable(self) -> None:
+        """Send on, and call those who waited for room. Runs on the reading thread."""
+        with self._send_lock:
+            if not self.is_open:
+                return
+            self._flush()
+            if not self._outbox:
+                self._reader.watch_writable(self, False)
+        if self._unsent <= OUTBOX_BYTES:
+            while self._thirsty:
+                self._thirsty.popleft().complete()
+
+    def wait_for_room(self) -> None:
+        """Block while very much is unsent, so that a fast caller does not fill the memory. Not for handlers."""
+        while self._unsent > OUTBOX_BYTES and self.is_open:
+            waiter = Waiter()
+            self._thirsty.append(waiter)
+            if self._unsent > OUTBOX_BYTES and self.is_open:
+                self._reader.wait(waiter, Deadline(1.0))
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while something waits in the outbox."""
+        return self._unsent > 0
+
+    # -- receiving -----------------------------------------------------------------------------------------------
+
+    @property
+    def has_input(self) -> bool:
+        """True while bytes (or the end of the stream) wait in the socket."""
+        try:
+            return bool(self._stream.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def on_readable(self) -> None:
+        """Take what has arrived and hand the complete messages on. Runs on the reading thread."""
+        for _ in range(READS_PER_TURN):
+            try:
+                place = self._parser.destination()
+                received = self._receive_into(place)
+                frames = self._parser.received(received) if received else None
+            except BlockingIOError:
+                return
+            except (OSError, RemoteProtocolError):
+                frames = None
+            if frames is None:
+                if self.is_open:
+                    self._lost(self)
+                return
+            for frame in frames:
+                if frame.segment_lengths or frame.flags & FLAG_GLOBALS:
+                    self._prepare(frame)
+                self._receive(self, frame)
+            if received < place.nbytes or not self.is_open:
+                return
+
+    def _receive_into(self, place: memoryview) -> int:
+        if not self.shares_memory:
+            return self._stream.recv_into(place)
+        received, ancillary, _, _ = self._stream.recvmsg_into([place], _ANCILLARY_BYTES, _RECEIVE_FLAGS)
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors = array("i")
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+                self._descriptors.extend(descriptors)
+        return received
+
+    def _prepare(self, frame: Frame) -> None:
+        """Do what must be done in the order of the stream: claim the segment's descriptor, assign the globals.
+
+        Globals are the one thing that is unpickled here and not by the one who asked: a later message counts on them, and
+        may be opened first. What goes wrong is kept for whoever opens the payload.
+        """
+        try:
+            if frame.segment_lengths:
+                mapped = iter(segments.map_buffers(self._descriptors.popleft(), frame.segment_lengths))
+                frame.buffers = [next(mapped) if view is None else view for view in frame.buffers]
+            if frame.flags & FLAG_GLOBALS:
+                frame.body, frame.buffers = peel(frame.flags, frame.body, frame.buffers, self.sent_globals)
+                frame.flags &= ~FLAG_GLOBALS
+        except Exception as error:  # the user's objects, or no memory
+            frame.error = error
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give up the connection; what waits for room is woken. Pending calls are failed by ``fail_pending``."""
+        with self._send_lock:
+            if not self.is_open:
+                return
+            self.is_open = False
+            self._reader.unregister(self)
+            self._drop_outbox()
+            self._stream.close()
+        _close_all(self._descriptors)
+        while self._thirsty:
+            self._thirsty.popleft().complete()
+
+    def fail_pending(self, error: Callable[[], BaseException]) -> None:
+        """Tell everyone who waits for an answer that none will come; each gets an exception object of its own."""
+        while self.pending:
+            try:
+                _, pending = self.pending.popitem()
+            except KeyError:
+                break
+            pending.lost(error())
+
+
+def _close_all(descriptors: Sequence[int] | deque[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

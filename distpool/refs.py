@@ -1,0 +1,346 @@
+"""References to values that live in some process: ``Future`` and ``RemoteChannel``, and the verbs on them.
+
+A reference is three numbers: who owns the value (``where``), who made the reference (``whence``), and its number there. What
+it names is kept in the owner's ``store``; every operation goes there, except what a Future has already brought home. The
+calling thread waits and reads meanwhile; at the owner a waiting operation holds no thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from distpool import messages as m
+from distpool.channel import Channel
+from distpool.errors import ChannelClosedError, RemoteException
+from distpool.member import Member, default_member, opening_member
+from distpool.messages import NULL_ID, RRID
+from distpool.pickling import dump, in_message
+from distpool.transport import Deadline, Waiter
+
+T = TypeVar("T")
+
+_NOTHING: Any = object()  # "no value yet", which None is not
+
+
+class _LocalAnswer(Waiter):
+    """The answer of this process's own store, waited for by reading."""
+
+    __slots__ = ("ok", "value")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ok = False
+        self.value: Any = None
+
+    def __call__(self, ok: bool, value: Any) -> bool:
+        self.ok, self.value = ok, value
+        self.complete()
+        return True
+
+
+class RemoteRef:
+    """What ``Future`` and ``RemoteChannel`` share: the three numbers, equality, travelling."""
+
+    __slots__ = ("__weakref__", "_member", "id", "whence", "where")
+
+    def __init__(self, member: Member, where: int, rrid: RRID) -> None:
+        self._member = member
+        self.where = where
+        self.whence, self.id = rrid
+
+    @property
+    def rrid(self) -> RRID:
+        """The reference's id: (whence, id)."""
+        return RRID(self.whence, self.id)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RemoteRef):
+            return NotImplemented
+        return self.rrid == other.rrid
+
+    def __hash__(self) -> int:
+        return hash(self.rrid)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(where={self.where}, whence={self.whence}, id={self.id})"
+
+    def _ask(self, op: str, args: tuple[Any, ...] = (), timeout: float | None = None) -> Any:
+        """Have the owner do something, and wait for its answer at most ``timeout`` seconds."""
+        if self.where == self._member.pid:
+            return self._ask_here(op, args, timeout)
+        peer = self._member.cluster.peer(self.where)
+        parcel = dump((op, args))
+        frame = self._member.request_within(peer, m.REF, parcel, self.rrid, timeout)
+        try:
+            return self._member.open_answer(peer, frame)
+        except ChannelClosedError as error:
+            # The same closed channel raises the same bare error, whoever owns it.
+            raise _bare(error) from None
+
+    def _ask_here(self, op: str, args: tuple[Any, ...], timeout: float | None) -> Any:
+        member, answer = self._member, _LocalAnswer()
+        request = id(answer)
+        member.store.request(self.rrid, op, args, member.pid, request, answer)
+        try:
+            member.reader.wait(answer, None if timeout is None else Deadline(timeout), eager=True)
+        finally:
+            if not answer.done and not member.store.withdraw(member.pid, request):
+                answer.done = True  # it was being answered at this moment
+        if not answer.done:
+            raise TimeoutError(f"{self!r}: {op} had no answer within {timeout} seconds")
+        if not answer.ok:
+            raise answer.value
+        return answer.value
+
+    def _check_travels(self) -> None:
+        if not in_message():
+            raise TypeError(
+                f"{self!r} has a meaning only inside its cluster: it can be an argument or a result of a call, but it "
+                "cannot be pickled into a file or another program"
+            )
+
+
+def _bare(error: ChannelClosedError) -> ChannelClosedError:
+    if isinstance(error, RemoteException):
+        original = error.unwrap()
+        if isinstance(original, ChannelClosedError):
+            original.__cause__ = None
+            return original
+    return error
+
+
+class Future(RemoteRef, Generic[T]):
+    """A place for one value, written once, that any process of the cluster can wait for. Julia's ``Future``.
+
+    ``Future()`` is owned by this process, ``Future(pid)`` by another; nothing is sent and nothing can fail until it is used.
+    The first successful ``fetch`` keeps the value here, so later ones are local and return the same object.
+
+    >>> f = Future()
+    >>> f.isready(), f.put("OK").fetch(), f.isready()
+    (False, 'OK', True)
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, pid: int | None = None) -> None:
+        member = default_member()
+        super().__init__(member, member.pid if pid is None else pid, member.next_rrid())
+        self._value: Any = _NOTHING
+
+    @classmethod
+    def of(cls, member: Member, where: int, rrid: RRID, value: Any = _NOTHING) -> Future[Any]:
+        """Make the handle of a reference that exists."""
+        future = cls.__new__(cls)
+        RemoteRef.__init__(future, member, where, rrid)
+        future._value = value
+        return future
+
+    def put(self, value: T) -> Future[T]:
+        """Write the value, which wakes everyone who waits for it. Returns the Future.
+
+        Raises RuntimeError when it has a value already (a RemoteException that is one too, when only the owner knew).
+        """
+        if self._value is not _NOTHING:
+            raise RuntimeError(f"{self!r} has a value already, and is written once")
+        self._ask("put", (value,))
+        self._value = value
+        return self
+
+    def fetch(self, timeout: float | None = None) -> T:
+        """Wait for the value and return it; it is copied here unless this process owns it.
+
+        ``timeout`` is in seconds; None waits for ever, 0 only looks. Raises what the call raised as a RemoteException
+        (each time), ProcessExitedException when the owner is gone, TimeoutError when time is up; the Future stays good.
+        """
+        if self._value is _NOTHING:
+            value = self._ask("fetch_release", (), timeout)
+            if self._value is _NOTHING:  # another thread may have been quicker; all must get the same object
+                self._value = value
+        return self._value  # type: ignore[no-any-return]
+
+    def wait(self, timeout: float | None = None) -> Future[T]:
+        """Wait for the value without moving it; raises as ``fetch`` does. Returns the Future."""
+        if self._value is _NOTHING:
+            self._ask("wait", (), timeout)
+        return self
+
+    def isready(self) -> bool:
+        """True when the value is there, or the call has failed. Asks the owner unless the value is here."""
+        return self._value is not _NOTHING or bool(self._ask("isready"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._check_travels()
+        if self._value is _NOTHING:
+            return _future, (self.where, *self.rrid)
+        return _future, (self.where, *self.rrid, self._value)
+
+
+def _future(where: int, whence: int, number: int, value: Any = _NOTHING) -> Future[Any]:
+    return Future.of(opening_member(), where, RRID(whence, number), value)
+
+
+class RemoteChannel(RemoteRef, Generic[T]):
+    """A channel that lives in one process and is used from all. Julia's ``RemoteChannel``.
+
+    ``RemoteChannel(factory, pid)`` runs ``factory()`` at ``pid``; what it returns, a ``Channel`` or any object with its
+    methods, holds the items there. Without a factory it is a channel of size 1. Sending the RemoteChannel sends its numbers
+    only. Closing raises ChannelClosedError in whoever waits to put, and in takers once it is empty.
+
+    >>> jobs = RemoteChannel(lambda: Channel(10))
+    >>> _ = jobs.put(1).put(2)
+    >>> jobs.take(), jobs.fetch(), jobs.take(), jobs.isready()
+    (1, 2, 2, False)
+    """
+
+    __slots__ = ()
+
+    def __init__(self, factory: Callable[[], Any] | None = None, pid: int | None = None) -> None:
+        member = default_member()
+        where = member.pid if pid is None else pid
+        super().__init__(member, where, member.next_rrid())
+        if factory is None:
+            return
+        if where == member.pid:
+            member.make_channel(self.rrid, factory, member.pid)
+        else:
+            peer = member.cluster.peer(where)
+            parcel = dump((_make_channel, (factory, *self.rrid, member.pid), {}))
+            member.open_answer(peer, member.request(peer, m.CALL_FETCH, parcel))
+
+    @classmethod
+    def of(cls, member: Member, where: int, rrid: RRID) -> RemoteChannel[Any]:
+        """Make the handle of a reference that exists."""
+        channel = cls.__new__(cls)
+        RemoteRef.__init__(channel, member, where, rrid)
+        return channel
+
+    def put(self, *args: Any, timeout: float | None = None) -> RemoteChannel[T]:
+        """Put an item, waiting while the channel is full. Returns the channel, so that puts can be chained."""
+        self._ask("put", args, timeout)
+        return self
+
+    def take(self, *args: Any, timeout: float | None = None) -> T:
+        """Remove and return the first item, waiting for one. Takers are served in the order in which they came."""
+        return self._ask("take", args, timeout)  # type: ignore[no-any-return]
+
+    def fetch(self, *args: Any, timeout: float | None = None) -> T:
+        """Return the first item and leave it there, waiting for one."""
+        return self._ask("fetch", args, timeout)  # type: ignore[no-any-return]
+
+    def wait(self, timeout: float | None = None) -> RemoteChannel[T]:
+        """Wait until there is an item. Returns the channel."""
+        self._ask("wait", (), timeout)
+        return self
+
+    def isready(self, *args: Any) -> bool:
+        """True when there is an item; another process may take it before you do."""
+        return bool(self._ask("isready", args))
+
+    def isempty(self) -> bool:
+        """True when there is no item; removes none."""
+        return bool(self._ask("isempty"))
+
+    def isopen(self) -> bool:
+        """True until it is closed, whatever is left in it."""
+        return bool(self._ask("isopen"))
+
+    def close(self) -> None:
+        """Close it for everybody; what is in it can still be taken."""
+        self._ask("close")
+
+    def __iter__(self) -> Iterator[T]:
+        """Take items until the channel is closed and empty."""
+        while True:
+            try:
+                item = self.take()
+            except ChannelClosedError:
+                return
+            yield item
+
+    def __enter__(self) -> RemoteChannel[T]:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._check_travels()
+        return _remote_channel, (self.where, *self.rrid)
+
+
+def _remote_channel(where: int, whence: int, number: int) -> RemoteChannel[Any]:
+    return RemoteChannel.of(opening_member(), where, RRID(whence, number))
+
+
+def _make_channel(factory: Callable[[], Any], whence: int, number: int, creator: int) -> None:
+    default_member().make_channel(RRID(whence, number), factory, creator)
+
+
+# -- generic verbs (Julia's functions on refs) -------------------------------------------------------------------------
+
+
+def fetch(x: Any, timeout: float | None = None) -> Any:
+    """Return the value of a Future, RemoteChannel or Channel, waiting for it; anything else is returned as it is.
+
+    >>> fetch(5)
+    5
+    """
+    if isinstance(x, (RemoteRef, Channel)):
+        return x.fetch(timeout=timeout)  # type: ignore[attr-defined,union-attr]
+    return x
+
+
+def put(ref: Any, *args: Any) -> Any:
+    """Put a value into a Future, RemoteChannel, Channel or pool; return that object.
+
+    >>> put(Channel(1), "item").take()
+    'item'
+    """
+    result = _method(ref, "put")(*args)
+    return ref if result is None else result
+
+
+def take(ref: Any, *args: Any) -> Any:
+    """Remove and return the first item of a RemoteChannel, Channel or pool; TypeError for a Future, which has none.
+
+    >>> take(Channel(1).put("item") or Channel(1)) if False else None
+    """
+    return _method(ref, "take")(*args)
+
+
+def isready(ref: Any, *args: Any) -> bool:
+    """True when ``fetch`` (``take`` for a pool) would return at once."""
+    return bool(_method(ref, "isready")(*args))
+
+
+def close(ref: Any) -> None:
+    """Close a channel; TypeError for a Future."""
+    _method(ref, "close")()
+
+
+def wait(ref: Any, timeout: float | None = None) -> Any:
+    """Wait until a Future, channel or pool is ready; return it."""
+    _method(ref, "wait")(timeout=timeout)
+    return ref
+
+
+def _method(ref: Any, name: str) -> Any:
+    method = getattr(ref, name, None)
+    if method is None:
+        raise TypeError(f"{name}() is for references, channels and pools; a {type(ref).__name__} has no {name}")
+    return method
+
+
+def remoteref_id(ref: RemoteRef) -> RRID:
+    """Return the id of a reference: (whence, id), the same in every process. Julia's ``remoteref_id``."""
+    if not isinstance(ref, RemoteRef):
+        raise TypeError(f"remoteref_id() takes a Future or a RemoteChannel, not a {type(ref).__name__}")
+    return ref.rrid
+
+
+def channel_from_id(rrid: RRID) -> Channel[Any]:
+    """Return the channel behind a reference that this process owns; LookupError for any other."""
+    if rrid == NULL_ID:
+        raise LookupError("(0, 0) is the id of no reference")
+    return default_member().channel(RRID(*rrid))

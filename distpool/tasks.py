@@ -1,0 +1,338 @@
+"""The worker's half of a pool: envelopes of tasks, run one after the other, results sent back as they come.
+
+Used by ``worker``; the driver's half is ``dispatch``. Envelopes are run by one thread at a time, the worker's main thread if
+it is free (libraries that need the main thread work, and signals can interrupt), else a thread of their own::
+
+    reading thread --TASKS-----> the queue ----------> the runner: open, run task by task ----> TASKS_DONE, at most 1 ms late
+                   --TAKE_BACK-> cuts the tail of an envelope that has not started -----------> TAKEN_BACK with what is left
+
+Owns: the queue, the callables that pools have sent here, the running envelope. What a task is doing is noted on a page that
+outlives the process, so that its death can be blamed on the right task.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from distpool import messages as m
+from distpool.bundles import bundle, unbundle
+from distpool.member import Member
+from distpool.peer import Peer
+from distpool.pickling import Parcel, dump, dump_exception, load
+from distpool.wire import Frame
+
+monotonic = time.monotonic
+
+# A result is at most this late, and a worker that dies loses at most so much of what it has finished but not sent.
+FLUSH_SECONDS: Final = 0.001
+
+# How the items of an envelope are given to the callable.
+ONE: Final = 0  # f(item)
+STAR: Final = 1  # f(*item)
+CALL: Final = 2  # f(*item[0], **item[1])
+
+# Words of the page: which envelope, how many of its tasks have begun, when the last of them began (nanoseconds, monotonic).
+PAGE_ENVELOPE: Final = 0
+PAGE_STARTED: Final = 1
+PAGE_SINCE: Final = 2
+
+
+class _Raised:
+    """In the place of a result: the task raised this."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Envelope:
+    """Tasks that came in one message. The runner takes from the left, ``take_back`` from the right; both are atomic."""
+
+    __slots__ = (
+        "count",
+        "failed",
+        "flush_lock",
+        "frame",
+        "items",
+        "peer",
+        "results",
+        "sent",
+        "since",
+        "started",
+        "unopened",
+    )
+
+    def __init__(self, peer: Peer, frame: Frame) -> None:
+        self.peer = peer
+        self.frame = frame
+        self.count = frame.whence  # how many tasks it holds; less after a part was taken back
+        self.unopened = True
+        self.items: deque[Any] = deque()
+        self.results: list[Any] = []  # finished, not sent
+        self.failed = False  # one of them is a _Raised
+        self.flush_lock = threading.Lock()  # one sender of results at a time, so that they stay in order
+        self.since = 0.0  # when the results last left
+        self.started = 0  # how many tasks have begun
+        self.sent = 0  # how many results have left
+
+    def open(self) -> int:
+        """Unpack the items; return how each is given to the callable."""
+        if self.frame.error is not None:
+            raise self.frame.error
+        opened = unbundle if self.frame.flags & m.FLAG_APART else load
+        how, items = opened(self.frame.body, self.frame.buffers)
+        del items[self.count :]  # taken back while it waited
+        self.items.extend(items)
+        self.unopened = False
+        while len(self.items) > self.count:  # taken back just now
+            self.items.pop()
+        return int(how)
+
+    def take_back(self, keep: int) -> int:
+        """Give up tasks that have not started, all but ``keep`` of them; return how many the envelope now holds."""
+        if self.unopened:
+            self.count = min(self.count, keep)
+        while not self.unopened and len(self.items) > keep:
+            try:
+                self.items.pop()
+            except IndexError:  # the runner was quicker
+                break
+            self.count -= 1
+        return self.count
+
+
+class Tasks:
+    """The queue of envelopes of one worker, and the thread that runs them."""
+
+    def __init__(self, member: Member, wake_main: Callable[[], None], page: memoryview | None) -> None:
+        self._member = member
+        self._wake_main = wake_main
+        self._page = page if page is not None else memoryview(bytearray(64)).cast("Q")
+        self._queue: deque[Envelope] = deque()
+        self._functions: dict[tuple[int, int], Any] = {}  # (whose, number) to the callable, or to its unopened frame
+        self._running: dict[int, Envelope] = {}  # thread to the envelope it runs
+        self._runners_lock = threading.Lock()  # protects _has_extra_runner
+        self._has_extra_runner = False
+        self.main_is_free = True  # the main thread runs tasks; false while it is in a direct call or waits in user code
+        member.actions.update({m.TASKS: self._tasks, m.FUNCTION: self._function, m.FORGET: self._forget})
+        member.actions[m.TAKE_BACK] = self._take_back
+
+    # -- messages, on the reading thread -------------------------------------------------------------------------
+
+    def _function(self, peer: Peer, frame: Frame) -> None:
+        self._functions[peer.pid, frame.ref] = frame  # opened by the first task that needs it
+
+    def _forget(self, peer: Peer, frame: Frame) -> None:
+        self._functions.pop((peer.pid, frame.ref), None)
+
+    def _tasks(self, peer: Peer, frame: Frame) -> None:
+        self._queue.append(Envelope(peer, frame))
+        if self.main_is_free:
+            self._wake_main()
+        else:
+            self.run_aside()
+
+    def _take_back(self, peer: Peer, frame: Frame) -> None:
+        envelope = self._find(peer, frame.ref)
+        left = -1 if envelope is None else envelope.take_back(frame.whence)
+        # An envelope that is done, or not there, has nothing to give: all ones say so.
+        peer.send(m.TAKEN_BACK, request=frame.request, whence=left & (2**64 - 1))
+        if envelope is not None:
+            self._flush(envelope)
+
+    def _find(self, peer: Peer, request: int) -> Envelope | None:
+        for envelope in [*self._running.values(), *self._queue]:
+            if envelope.frame.request == request and envelope.peer is peer:
+                return envelope
+        return None
+
+    # -- who runs ------------------------------------------------------------------------------------------------
+
+    @property
+    def has_waiting(self) -> bool:
+        """True when an envelope waits for a runner."""
+        return bool(self._queue)
+
+    def run_next(self) -> None:
+        """Run the first envelope of the queue in this thread."""
+        try:
+            envelope = self._queue.popleft()
+        except IndexError:
+            return
+        self._run(envelope)
+
+    def run_aside(self) -> None:
+        """Have a thread run what waits, because the main thread cannot."""
+        with self._runners_lock:
+            if self._has_extra_runner or not self._queue:
+                return
+            self._has_extra_runner = True
+        self._member.threads.run(self._run_aside)
+
+    def _run_aside(self) -> None:
+        while True:
+            self.run_next()
+            with self._runners_lock:
+                # Checked under the lock: whoever appends after this starts another runner.
+                if not self._queue or self.main_is_free:
+                    self._has_extra_runner = False
+                    break
+        if self._queue:
+            self._wake_main()
+
+    def is_running(self, thread: int, request: int) -> bool:
+        """True while ``thread`` runs the envelope ``request``."""
+        envelope = self._running.get(thread)
+        return envelope is not None and envelope.frame.request == request
+
+    def flush_running(self) -> None:
+        """Send what the running envelopes have finished; the reading thread calls it while a long task runs."""
+        for envelope in list(self._running.values()):
+            self._flush(envelope)
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def _run(self, envelope: Envelope) -> None:
+        ident = threading.get_ident()
+        outer = self._running.get(ident)  # an envelope that waits for another one, run by the same thread
+        self._running[ident] = envelope
+        page = self._page
+        noted = page[PAGE_ENVELOPE], page[PAGE_STARTED]
+        page[PAGE_STARTED] = 0
+        page[PAGE_ENVELOPE] = envelope.frame.request
+        envelope.since = monotonic()
+        try:
+            f, how = self._prepare(envelope)
+        except BaseException as error:
+            self._fail_all(envelope, error)
+        else:
+            self._run_tasks(envelope, f, how)
+        finally:
+            page[PAGE_ENVELOPE], page[PAGE_STARTED] = noted if outer is not None else (0, 0)
+            if outer is None:
+                del self._running[ident]
+            else:
+                self._running[ident] = outer
+            self._finish(envelope)
+
+    def _prepare(self, envelope: Envelope) -> tuple[Any, int]:
+        """Open the callable (once per worker) and the items; either may fail, which fails these tasks alone."""
+        key = (envelope.peer.pid, envelope.frame.ref)
+        f = self._functions[key]
+        if isinstance(f, Frame):
+            f = self._functions[key] = self._member.open(f)
+        return f, envelope.open()
+
+    def _run_tasks(self, envelope: Envelope, f: Any, how: int) -> None:
+        while True:
+            try:
+                self._loop(envelope, f, how)
+                return
+            except KeyboardInterrupt as error:
+                # It came between two lines of the loop instead of inside the task; the task that had begun is meant.
+                if envelope.started > envelope.sent + len(envelope.results):
+                    envelope.failed = True
+                    envelope.results.append(_Raised(error))
+
+    def _loop(self, envelope: Envelope, f: Any, how: int) -> None:
+        """Everything a task costs beside itself is here."""
+        take, done, page, started = envelope.items.popleft, envelope.results.append, self._page, envelope.started
+        apart = bool(envelope.frame.flags & m.FLAG_APART)
+        while True:
+            try:
+                item = take()
+            except IndexError:
+                return
+            started += 1
+            envelope.started = page[PAGE_STARTED] = started
+            now = monotonic()
+            if now - envelope.since > FLUSH_SECONDS and envelope.results:
+                self._flush(envelope)
+            page[PAGE_SINCE] = int(now * 1e9)
+            try:
+                if apart:
+                    item = item.open()
+                if how == ONE:
+                    done(f(item))
+                elif how == STAR:
+                    done(f(*item))
+                else:
+                    done(f(*item[0], **item[1]))
+            except BaseException as error:  # the user's code: one of the three edges that catch everything
+                envelope.failed = True
+                done(_Raised(error))
+
+    def _fail_all(self, envelope: Envelope, error: BaseException) -> None:
+        """The callable or the items could not be opened: every task of the envelope has this error."""
+        if envelope.unopened:
+            envelope.unopened = False
+            envelope.items.extend([None] * envelope.count)
+        while envelope.items:
+            envelope.items.popleft()
+            envelope.failed = True
+            envelope.results.append(_Raised(error))
+
+    # -- sending results -----------------------------------------------------------------------------------------
+
+    def _flush(self, envelope: Envelope) -> None:
+        with envelope.flush_lock:
+            self._send_results(envelope, 0)
+
+    def _finish(self, envelope: Envelope) -> None:
+        with envelope.flush_lock:
+            self._send_results(envelope, m.FLAG_LAST)
+
+    def _send_results(self, envelope: Envelope, flag: int) -> None:
+        count = len(envelope.results)
+        if not count and not flag:
+            return
+        results = envelope.results[:count]
+        del envelope.results[:count]
+        envelope.sent += count
+        now = monotonic()
+        spent, envelope.since = now - envelope.since, now
+        parcel, apart = _pack_results(results, envelope.failed)
+        envelope.peer.send_parcel(
+            m.TASKS_DONE,
+            parcel,
+            flags=flag | (m.FLAG_APART if apart else 0),
+            request=envelope.frame.request,
+            whence=count,
+            ref=int(spent * 1e9),
+        )
+
+
+# While one of these is on the stack, SIGINT is of no effect: no task runs, and results must not be lost half-way.
+UNINTERRUPTIBLE: Final = frozenset(
+    function.__code__ for function in (Tasks._flush, Tasks._finish, Tasks._fail_all, Tasks._run_aside)
+)
+
+
+def _pack_results(results: list[Any], may_have_failed: bool) -> tuple[Parcel, bool]:
+    """Pickle results: all at once when opening them can run no strange code, else one by one.
+
+    One by one, a result that cannot be pickled here or opened there costs only itself.
+    """
+    if not (may_have_failed and any(type(result) is _Raised for result in results)):
+        try:
+            parcel = dump(results)
+        except BaseException:
+            pass  # some result cannot be pickled: find out which below
+        else:
+            if not parcel.foreign:
+                return parcel, False
+    return bundle([_pack_one(result) for result in results]), True
+
+
+def _pack_one(result: Any) -> tuple[bool, Parcel]:
+    if type(result) is _Raised:
+        return False, dump_exception(result.error)
+    try:
+        return True, dump(result)
+    except BaseException as error:
+        return False, dump_exception(error)

@@ -1,0 +1,212 @@
+"""The life of a worker: from its first message to its end.
+
+Entered by the fork server's child (``run_forked``). The main thread reads a request, runs it, answers, reads the next; there
+is no hand-over for short requests. While it is in user code for more than a tick, the reader's background thread reads: it
+answers what needs no user code, gives further direct calls threads of their own, sends finished results, and takes orders to
+stop. Owns: what the main thread is doing, and whether SIGINT may interrupt it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from distpool import messages as m
+from distpool.member import Member, install_default
+from distpool.messages import DRIVER
+from distpool.peer import Peer
+from distpool.pickling import dump
+from distpool.tasks import UNINTERRUPTIBLE, Tasks
+from distpool.transport import Reader, Waiter
+from distpool.wire import Frame
+
+# How often the background thread sends what a long-running envelope has finished.
+FLUSH_EVERY_SECONDS: Final = 0.01
+
+
+def run_forked(descriptor: int, setup: dict[str, Any]) -> None:
+    """Serve process 1 over an inherited socket until it says that it is enough."""
+    _fresh_main()
+    page, number = setup.get("page"), setup.get("slot")
+    slot = page.slot(number) if page is not None and number is not None else None
+    Worker(socket.socket(fileno=descriptor), slot).serve()
+
+
+class Worker:
+    """This process as a worker: its main thread, and who stands in for it."""
+
+    def __init__(self, stream: socket.socket, page: memoryview | None) -> None:
+        self._main = threading.get_ident()
+        self._os_pid = os.getpid()
+        self._jobs: deque[Callable[[], None]] = deque()  # direct calls that the main thread shall run
+        self._work = Waiter()  # done when there is something to run, or to end
+        self._is_leaving = False
+        self._is_idle = True  # the main thread waits for work
+        self._may_interrupt = False  # the main thread is in user code
+        self._user_waits = 0  # how deep the main thread waits inside user code
+        self._reader = Reader(self._main_is_busy)
+        self._reader.on_wait = self._user_code_waits
+        self._member = Member(0, self._reader, self._execute)
+        self._tasks = Tasks(self._member, self._work.complete, page)
+        self._member.actions.update({m.JOIN: self._join, m.MEMBERS: self._members, m.EXIT: self._exit})
+        self._member.actions[m.INTERRUPT] = self._interrupt
+        self._member.cluster.listen(lambda pid: None, self._departed)
+        install_default(self._member, self._reader)
+        signal.signal(signal.SIGINT, self._on_sigint)
+        _enable_faulthandler()
+        self._driver = self._member.connect(DRIVER, stream)
+
+    # -- the main thread -----------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Run what comes until the end."""
+        while not self._is_leaving:
+            self._work.done = False  # before looking, so that what comes meanwhile is not overlooked
+            if self._jobs:
+                self._run_job()
+            elif self._tasks.has_waiting:
+                self._run_guarded(self._tasks.run_next)
+            else:
+                self._wait()
+        self._leave()
+
+    def _wait(self) -> None:
+        self._is_idle = True
+        try:
+            self._reader.wait(self._work, eager=True)
+        finally:
+            self._is_idle = False
+
+    def _run_job(self) -> None:
+        try:
+            job = self._jobs.popleft()
+        except IndexError:  # the background thread gave it a thread
+            return
+        self._tasks.main_is_free = False
+        try:
+            self._run_guarded(job)
+        finally:
+            self._tasks.main_is_free = True
+
+    def _run_guarded(self, run: Callable[[], None]) -> None:
+        """Run user code, which SIGINT may interrupt. One that comes at the edge, when the code is done, is of no effect."""
+        try:
+            self._may_interrupt = True
+            run()
+            self._may_interrupt = False
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._may_interrupt = False
+
+    # -- who runs what -------------------------------------------------------------------------------------------
+
+    def _execute(self, job: Callable[[], None]) -> None:
+        """Run a direct call: the main thread if it is idle, else a thread of its own. Called on the reading thread."""
+        if self._is_idle and not self._jobs:
+            self._jobs.append(job)
+            self._work.complete()
+        else:
+            self._member.threads.run(job)
+
+    def _main_is_busy(self) -> None:
+        """The main thread has been in user code for a tick: stand in for it. Called on the background thread."""
+        while self._jobs:
+            try:
+                self._member.threads.run(self._jobs.popleft())
+            except IndexError:
+                break
+        if not self._tasks.main_is_free:
+            self._tasks.run_aside()
+        self._flush_while_busy()
+
+    def _flush_while_busy(self) -> None:
+        if not self._is_idle:
+            self._tasks.flush_running()
+            self._reader.call_later(FLUSH_EVERY_SECONDS, self._flush_while_busy)
+
+    def _user_code_waits(self, waits: bool) -> None:
+        """User code on the main thread begins or ends to wait for another process: its tasks need another runner."""
+        if self._is_idle or threading.get_ident() != self._main:
+            return
+        self._user_waits += 1 if waits else -1
+        self._tasks.main_is_free = self._user_waits == 0
+        if waits:
+            self._tasks.run_aside()
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def _join(self, peer: Peer, frame: Frame) -> None:
+        """Process 1 says who we are. Runs before any request: messages of one connection keep their order."""
+        welcome = self._member.open(frame)
+        self._member.pid = self._member.cluster.pid = welcome["pid"]
+        self._member.cluster.add(peer)
+        self._member.cluster.know(welcome["members"])
+        peer.send_parcel(m.JOINED, dump({"os_pid": os.getpid(), "cpus": os.cpu_count()}), request=frame.request)
+
+    def _members(self, peer: Peer, frame: Frame) -> None:
+        self._member.cluster.know(self._member.open(frame))
+
+    def _exit(self, peer: Peer, frame: Frame) -> None:
+        self._is_leaving = True
+        if self._is_idle:
+            self._work.complete()
+        else:
+            self._leave()  # the main thread is in user code, and may stay there
+
+    def _interrupt(self, peer: Peer, frame: Frame) -> None:
+        """Raise KeyboardInterrupt in what the main thread runs; nothing happens when it runs nothing."""
+        wanted = not frame.ref or self._tasks.is_running(self._main, frame.ref)
+        if wanted and self._may_interrupt:
+            signal.pthread_kill(self._main, signal.SIGINT)
+
+    def _on_sigint(self, signum: int, frame: types.FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code in UNINTERRUPTIBLE:
+                return
+            frame = frame.f_back
+        if self._may_interrupt:
+            raise KeyboardInterrupt
+
+    def _departed(self, pid: int, error: BaseException) -> None:
+        if pid == DRIVER and not self._is_leaving and os.getpid() == self._os_pid:
+            os._exit(1)  # nobody is left to work for; the fork server ends what we started
+
+    def _leave(self) -> NoReturn:
+        """End this process without waiting for any thread: some may be stuck in user code."""
+        if threading.get_ident() == self._main:
+            import atexit  # only here, and only the main thread may run what others registered
+
+            atexit._run_exitfuncs()
+        _flush_streams()
+        os._exit(0)
+
+
+def _fresh_main() -> None:
+    """Give this process a ``__main__`` of its own, empty: what functions of the driver's ``__main__`` share here."""
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main
+
+
+def _enable_faulthandler() -> None:
+    try:
+        faulthandler.enable()
+    except (OSError, ValueError, RuntimeError, AttributeError):  # no standard error to write to
+        pass
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
