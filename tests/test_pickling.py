@@ -44,7 +44,7 @@ ATOMS = (
     | st.complex_numbers(allow_nan=False)
 )
 KEYS = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.tuples(st.integers(), st.text())
-VALUES = st.recursive(
+VALUES: st.SearchStrategy[Any] = st.recursive(
     ATOMS,
     lambda inner: (
         st.lists(inner)
@@ -149,13 +149,14 @@ def test_arrays_travel_beside_the_pickle() -> None:
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 def test_bytes_arrive_as_what_they_were(kind: type, size: int) -> None:
     """Large bytes and bytearrays travel beside the pickle from the places where messages have them."""
-    raw = kind(os.urandom(size))
-    for value in (raw, (raw, 1), (square, (raw, 2), {}), [raw], {"k": raw}):
+    raw: Any = kind(os.urandom(size))
+    values: list[Any] = [raw, (raw, 1), (square, (raw, 2), {}), [raw], {"k": raw}]
+    for value in values:
         back = trip(value)
         assert back == value
     assert type(trip(raw)) is kind
     assert type(trip((square, (raw,), {}))[1][0]) is kind
-    apart = [bool(dump(value).buffers) for value in (raw, (raw, 1), (square, (raw,), {}))]
+    apart = [bool(dump(value).buffers) for value in values[:3]]
     assert apart == [size > 10_000] * 3
 
 
@@ -239,7 +240,7 @@ def test_error_names_the_part(make: Any, path: str) -> None:
 def test_error_in_slots_and_cycles() -> None:
     """The search looks into slots, and ends on cycles."""
     slotted = Slotted()
-    slotted.lock = threading.Lock()
+    slotted.lock = threading.Lock()  # type: ignore[attr-defined]
     loop: list[Any] = []
     loop += [loop, slotted]
     with pytest.raises(TypeError, match=r"'value\[1\]\.lock' of type _thread\.lock"):
@@ -386,7 +387,8 @@ def test_dump_may_be_called_while_dumping() -> None:
     assert trip([Nosy(), 1]) == [(True, True), 1]
     assert not in_message()
     assert pickle.loads(pickle.dumps(Nosy())) == (False, True)
-    assert copy.copy(Nosy()) == (False, True)
+    copied: Any = copy.copy(Nosy())
+    assert copied == (False, True)
 
 
 def test_dump_in_many_threads() -> None:
@@ -490,7 +492,7 @@ def test_globals_travel_in_front_of_the_body(monkeypatch: pytest.MonkeyPatch) ->
     flags, body, buffers = wrap(parcel, sent)
     assert flags == FLAG_GLOBALS
     rest, rest_buffers = peel(flags, body, buffers)
-    assert (main.first, main.second) == ([1], big)  # type: ignore[attr-defined]
+    assert (main.first, main.second) == ([1], big)
     assert load(rest, rest_buffers)[1] == (bytes(10_000),)
     assert unwrap(flags, body, buffers)[0] is square
     assert wrap(parcel, sent) == (0, parcel.body, parcel.buffers)

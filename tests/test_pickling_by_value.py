@@ -242,8 +242,9 @@ def test_global_functions_use_global_functions(scenario: Scenario) -> None:
     f1 = lambda x: x + base
     f2 = lambda x: f1(x)
     # --
-    assert p.call(f2, 1) == 11
-    assert p.call(lambda v: f2(v), 2) == 12
+    assert p.call(f2, 1) == 11 and p.shipped == ["base", "f1"]
+    assert p.call(lambda v: f2(v), 2) == 12 and p.shipped == ["f2"]
+    assert p.call(f2, 1) == 11 and p.shipped == []
     base = 20
     assert p.call(f2, 1) == 21
     """)
@@ -337,7 +338,8 @@ def test_redefinition_takes_effect(scenario: Scenario) -> None:
     def helper(): return 1
     class Kind: name = "old"
     # --
-    assert p.call(work) == (1, "old")
+    assert p.call(work) == (1, "old") and p.shipped == ["Kind", "helper"]
+    assert p.call(work) == (1, "old") and p.shipped == []
     def helper(): return 2
     class Kind: name = "new"
     assert p.call(work) == (2, "new")

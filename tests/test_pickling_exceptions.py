@@ -246,7 +246,8 @@ def test_chain_and_notes_travel() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="groups came with 3.11")
 def test_groups_travel() -> None:
     """Members keep their own tracebacks; groups nest."""
-    group = ExceptionGroup("all", [raised(Two(1, 2)), ExceptionGroup("sub", [raised(KeyError("k"))])])  # type: ignore[list-item]  # noqa: F821
+    group_class: Any = ExceptionGroup  # type: ignore[name-defined, unused-ignore]  # noqa: F821
+    group = group_class("all", [raised(Two(1, 2)), group_class("sub", [raised(KeyError("k"))])])
     back: Any = sent(group).ex
     assert type(back) is type(group)
     assert back.message == "all"

@@ -296,7 +296,7 @@ def reduce_class(cls: type) -> tuple[Any, ...]:
 
 
 def _machinery() -> Any:
-    # 15 ms to import: only for those who send or receive classes by value.
+    # tens of milliseconds to import: only for those who send or receive classes by value.
     import cloudpickle.cloudpickle as machinery  # type: ignore[import-untyped]  # it has no types
 
     return machinery
