@@ -35,6 +35,9 @@ GROWTH: Final = 4  # envelopes grow from one task by at most this factor, as res
 # Tasks at least this long are sent one at a time and not ahead: waiting for the next costs a worker less than 1 %.
 LONG_SECONDS: Final = 0.02
 
+# Calls in one message beyond which its fixed costs do not matter any more.
+FEW_CALLS: Final = 128
+
 next_number = count(1).__next__
 
 
@@ -366,6 +369,13 @@ class CallJob(Job):
         self._pump = pump
         self.waiting: deque[tuple[Parcel, TaskFuture[Any]]] = deque()
         self._next_first = count().__next__
+
+    def window(self) -> int:
+        """As for every job; but a busy worker gets no second envelope before there is enough to fill half of one.
+
+        A caller that submits in a loop would else send thousands of messages with one call in each.
+        """
+        return super().window() if len(self.waiting) * 2 >= min(self.size, FEW_CALLS) else 1
 
     @property
     def is_hungry(self) -> bool:

@@ -22,7 +22,7 @@ from distpool.managers.local import LocalManager
 from distpool.member import Member, default_member, process_reader
 from distpool.membership import add_workers, leave, usable_cores
 from distpool.messages import DRIVER
-from distpool.pickling import Parcel, dump
+from distpool.pickling import Parcel, dump, dump_arguments, goes_by_name
 from distpool.refs import Future
 from distpool.transport import Deadline
 
@@ -165,7 +165,7 @@ class WorkerPool(AbstractWorkerPool):
     def _set_up(self, member: Member) -> None:
         self._member = member
         self._dispatch = Dispatch(member)
-        self._functions: OrderedDict[bytes, CallJob] = OrderedDict()  # by pickled callable, for submit
+        self._functions: OrderedDict[Any, CallJob] = OrderedDict()  # by callable or its pickle, for submit; oldest first
         self._functions_lock = threading.Lock()  # protects _functions
         self._is_closed = False
         member.cluster.listen(self._joined, self._departed)
@@ -317,7 +317,7 @@ class WorkerPool(AbstractWorkerPool):
         self._check_open()
         job = self._call_job(f)
         future: TaskFuture[T] = TaskFuture(self._member, self._cancel)
-        job.waiting.append((dump((args, kwargs)), future))
+        job.waiting.append((dump_arguments(args, kwargs), future))
         self._dispatch.pump(job)
         if self._dispatch.broken is not None:
             self._dispatch.start(job)
@@ -325,21 +325,24 @@ class WorkerPool(AbstractWorkerPool):
         return future
 
     def _call_job(self, f: Callable[..., Any]) -> CallJob:
-        function = dump(f)
-        if function.globals or function.buffers:  # what it mentions may change: it is sent anew each time
-            return self._new_call_job(f, function)
+        key: Any = f
+        function: Parcel | None = None
+        if not goes_by_name(f):
+            function = dump(f)
+            if function.globals or function.buffers:  # what it mentions may change: it is sent anew each time
+                return self._new_call_job(f, function)
+            key = function.body
         with self._functions_lock:
-            job = self._functions.get(function.body)
+            job = self._functions.get(key)
             if job is not None:
-                self._functions.move_to_end(function.body)
                 return job
-            job = self._functions[function.body] = self._new_call_job(f, function)
+            job = self._functions[key] = self._new_call_job(f, function)
             old = self._functions.popitem(last=False)[1] if len(self._functions) > KEPT_FUNCTIONS else None
         if old is not None and not old.is_hungry:
             self._dispatch.end(old)
         return job
 
-    def _new_call_job(self, f: Callable[..., Any], function: Parcel) -> CallJob:
+    def _new_call_job(self, f: Callable[..., Any], function: Parcel | None) -> CallJob:
         job = CallJob(f, self._dispatch.pump, function=function)
         self._dispatch.start(job)
         return job

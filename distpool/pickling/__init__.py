@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from .captured import capture, dump_exception, load_exception
 from .globals_ import SentGlobals, peel, unwrap, wrap
-from .parcel import Parcel, ShippedGlobal, dump, in_message, load, sending_to
+from .parcel import Parcel, ShippedGlobal, dump, dump_arguments, goes_by_name, in_message, load, sending_to
 
 __all__ = [
     "Parcel",
@@ -28,7 +28,9 @@ __all__ = [
     "ShippedGlobal",
     "capture",
     "dump",
+    "dump_arguments",
     "dump_exception",
+    "goes_by_name",
     "in_message",
     "load",
     "load_exception",
