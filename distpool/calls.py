@@ -1,8 +1,8 @@
 """Calls of functions in other processes, by process id: ``remotecall`` and its three relatives.
 
-What moves: the function and its arguments are pickled in the calling thread before the call returns, so later changes are
-not seen; the result travels back (``remotecall_fetch``) or stays where it was made (``remotecall``). A call to the own pid
-pickles nothing: arguments and results are the same objects (Julia's rule).
+What moves: the function and its arguments are pickled in the calling thread before the call returns, so later changes
+are not seen; the result travels back (``remotecall_fetch``) or stays where it was made (``remotecall``). A call to the
+own pid pickles nothing: arguments and results are the same objects (Julia's rule).
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Pool(Protocol):
 def remotecall(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwargs: Any) -> Future[T]:
     """Run ``f(*args, **kwargs)`` in process ``pid``; return at once with a Future owned by that process.
 
-    Raises ProcessExitedException for a process that is gone, ValueError for one that never was, TypeError when something
-    cannot be pickled. What ``f`` raises comes out of ``fetch`` and ``wait`` of the Future, as a RemoteException.
-    Julia's ``remotecall``; a failed local call raises on fetch here as well (there it returns the error).
+    Raises ProcessExitedException for a process that is gone, ValueError for one that never was, TypeError when
+    something cannot be pickled. What ``f`` raises comes out of ``fetch`` and ``wait`` of the Future, as a
+    RemoteException. Julia's ``remotecall``; a failed local call raises on fetch here as well (there it returns the
+    error).
 
     >>> remotecall(divmod, 1, 7, 2).fetch()
     (3, 1)
@@ -82,7 +83,7 @@ def wrapped(pid: int, error: BaseException) -> RemoteException:
     if isinstance(error, RemoteException):
         return error
     captured = capture(error)
-    result = remote_exception(pid, captured)
+    result = remote_exception(pid, captured, captured.hops)  # the own process is no hop
     result.__cause__ = captured.ex
     return result
 
@@ -108,8 +109,8 @@ def remotecall_wait(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwarg
 def remotecall_fetch(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwargs: Any) -> T:
     """Run ``f(*args, **kwargs)`` in process ``pid`` and return its result: one message there, one back.
 
-    Raises what ``f`` raised as a RemoteException that is also an instance of the original type; otherwise as ``remotecall``,
-    and ProcessExitedException when the process ends before it answers. Julia's ``remotecall_fetch``.
+    Raises what ``f`` raised as a RemoteException that is also an instance of the original type; otherwise as
+    ``remotecall``, and ProcessExitedException when the process ends before it answers. Julia's ``remotecall_fetch``.
 
     >>> remotecall_fetch(len, 1, "abc")
     3

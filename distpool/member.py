@@ -1,11 +1,12 @@
 """This process as a member of one cluster: its id, its peers, what it keeps for others, and what each message does.
 
-Used by the verbs above. One object per cluster; a worker has one for the cluster it belongs to and one more for each cluster
-that it makes itself. Messages come in on the thread that leads the reader, which only looks at the header: a table leads
-from the kind of message to the action, and whatever opens a payload or runs user code is handed to ``execute`` as a job::
+Used by the verbs above. One object per cluster; a worker has one for the cluster it belongs to and one more for each
+cluster that it makes itself. Messages come in on the thread that leads the reader, which only looks at the header: a
+table leads from the kind of message to the action, and whatever opens a payload or runs user code is handed to
+``execute`` as a job::
 
     reading thread --frame--> actions[kind] --RESULT--------------> the pending call of that peer
-                                            --CALL..., REF, DO----> execute(job): a worker's main thread, or a thread of its own
+                                            --CALL..., REF, DO----> execute(job): a worker's main thread, or another
                                             --TASKS, EXIT, ...----> what the worker or dispatch has registered
 
 Owns: the store, the table of actions, the idle call threads.
@@ -52,6 +53,9 @@ class Member:
         self.threads = CallThreads("distpool call")
         self.execute: Callable[[Job], None] = execute or self.threads.run
         self.store = Store(run_blocking=self.threads.run)
+        # REF requests that have arrived and are not at the store yet, and whether they were withdrawn meanwhile.
+        self._beginning: dict[tuple[int, int], bool] = {}
+        self._beginning_lock = threading.Lock()  # protects _beginning
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
         self.membership_lock = threading.Lock()  # one addprocs or rmprocs at a time (Julia's rule)
         self.actions: dict[int, Action] = {
@@ -149,19 +153,20 @@ class Member:
     def request_within(
         self, peer: Peer, kind: int, parcel: Parcel, rrid: RRID, timeout: float | None
     ) -> Frame:
-        """As ``request``, about a reference, for at most ``timeout`` seconds; then TimeoutError, and it is withdrawn."""
+        """As ``request``, about a reference, for at most ``timeout`` seconds; then it is withdrawn: TimeoutError."""
         if timeout is None:
             return self.request(peer, kind, parcel, rrid.whence, rrid.id)
         reply = Reply()
         request = self.send_request(peer, reply, kind, parcel, rrid.whence, rrid.id)
-        try:
-            self.reader.wait(reply, Deadline(timeout), eager=True)
-        finally:
-            if not reply.done:
-                self.withdraw(peer, request)
+        self.reader.wait(reply, Deadline(timeout), eager=True)
         if not reply.done:
+            # What the owner is just now sending must not be lost, so it has the last word, at once.
+            peer.send(m.WITHDRAW, request=request)
+            self.reader.wait(reply, eager=True)
+        frame = self.answer_of(reply)
+        if frame.flags & m.FLAG_WITHDRAWN:
             raise TimeoutError(f"process {peer.pid} had no answer about {tuple(rrid)} within {timeout} seconds")
-        return self.answer_of(reply)
+        return frame
 
     def send_request(
         self, peer: Peer, pending: Any, kind: int, parcel: Parcel, whence: int = 0, ref: int = 0
@@ -244,40 +249,54 @@ class Member:
             if frame.kind == m.CALL_WAIT:
                 self.send_error(peer, frame.request, error)
 
-    def send_value(self, peer: Peer, request: int, value: object) -> None:
-        """Answer a request; a value that cannot travel becomes an error that says so, for this request alone."""
+    def send_value(self, peer: Peer, request: int, value: object) -> bool:
+        """Answer a request; a value that cannot travel becomes an error that says so, for this request alone.
+
+        Returns whether the value itself was sent.
+        """
         try:
             parcel = dump(value)
         except BaseException as error:
             self.send_error(peer, request, error)
-            return
-        peer.send_parcel(m.RESULT, parcel, request=request)
+            return False
+        return peer.send_parcel(m.RESULT, parcel, request=request)
 
     def send_error(self, peer: Peer, request: int, error: BaseException) -> None:
         """Answer a request with the exception it raised."""
         peer.send_parcel(m.RESULT, dump_exception(error), flags=m.FLAG_ERROR, request=request)
 
     def _ref(self, peer: Peer, frame: Frame) -> None:
+        self._beginning[peer.pid, frame.request] = False
         self.execute(lambda: self._run_ref(peer, frame))
 
     def _run_ref(self, peer: Peer, frame: Frame) -> None:
         def answer(ok: bool, value: Any) -> bool:
+            """Send the answer; False when it was not delivered, so that a taken item goes back to its place."""
             if not peer.is_open:
-                return False  # the item stays here: nobody would get it
+                return False
             if ok:
-                self.send_value(peer, frame.request, value)
-            else:
-                self.send_error(peer, frame.request, value)
+                return self.send_value(peer, frame.request, value)
+            self.send_error(peer, frame.request, value)
             return True
 
         try:
             op, args = self.open(frame)
-            self.store.request(frame.rrid, op, args, peer.pid, frame.request, answer)
-        except BaseException as error:
+        except BaseException as error:  # the user's objects
             self.send_error(peer, frame.request, error)
+        else:
+            self.store.request(frame.rrid, op, args, peer.pid, frame.request, answer)
+        with self._beginning_lock:
+            is_withdrawn = self._beginning.pop((peer.pid, frame.request), False)
+        if is_withdrawn:
+            self._withdraw(peer, frame)
 
     def _withdraw(self, peer: Peer, frame: Frame) -> None:
-        self.store.withdraw(peer.pid, frame.request)
+        with self._beginning_lock:
+            if (peer.pid, frame.request) in self._beginning:  # it overtook its own request, which looks when it is known
+                self._beginning[peer.pid, frame.request] = True
+                return
+        if self.store.withdraw(peer.pid, frame.request):
+            peer.send(m.RESULT, m.FLAG_WITHDRAWN, frame.request)
 
     # -- local references ----------------------------------------------------------------------------------------
 
@@ -320,7 +339,8 @@ def _nothing(pid: int) -> None:
     pass
 
 
-# Ref numbers are unique in the process, whatever clusters it belongs to: a ref of one cluster is never taken for another's.
+# Ref numbers are unique in the process, whatever clusters it belongs to: a ref of one cluster is never taken for
+# another's.
 _ref_lock = threading.Lock()
 _ref_count = 0
 
@@ -352,7 +372,7 @@ def process_reader() -> Reader:
 
 
 def default_member() -> Member:
-    """Return this process's membership in its default cluster; a process that is nobody's worker is process 1 of its own."""
+    """Return this process's membership in its default cluster; nobody's worker is process 1 of its own."""
     global _default
     if _default is not None and _owner_pid == os.getpid():
         return _default

@@ -1,7 +1,8 @@
 """What travels between processes: the kinds of messages and the ids they carry.
 
 Used by every room above. Nothing here has behaviour; a frame's header (``wire``) holds the fields that must be readable
-without unpickling: kind, flags, request id and ref id. The payload is opened by whoever asked for it, never by the reader.
+without unpickling: kind, flags, request id and ref id. The payload is opened by whoever asked for it, never by the
+reader.
 
 =============  ====================================  ==========================================================
 kind           payload                               answered by
@@ -12,7 +13,7 @@ CALL_FETCH     (f, args, kwargs)                     RESULT with the value
 DO             (f, args, kwargs)                     nothing
 RESULT         a value, or a captured exception      --
 REF            (operation, arguments)                RESULT, perhaps much later
-WITHDRAW       --                                    nothing: the request named in the header is not wanted any more
+WITHDRAW       --                                    the REF request it names is, at once: withdrawn, or the answer
 FUNCTION       a callable                            nothing: kept at the worker under the number in ``ref``
 FORGET         --                                    nothing: the worker drops the callable ``ref``
 TASKS          one envelope of tasks                 TASKS_DONE, one or several
@@ -74,3 +75,4 @@ FLAG_GLOBALS: Final = 1  # the payload begins with names to assign in the receiv
 FLAG_ERROR: Final = 2  # a RESULT that carries a captured exception
 FLAG_LAST: Final = 4  # the TASKS_DONE that ends its envelope
 FLAG_APART: Final = 8  # the items of this payload were pickled one by one: one bad item costs only itself
+FLAG_WITHDRAWN: Final = 16  # the RESULT of a request that its caller has withdrawn in time: there is no value

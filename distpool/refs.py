@@ -1,8 +1,8 @@
 """References to values that live in some process: ``Future`` and ``RemoteChannel``, and the verbs on them.
 
-A reference is three numbers: who owns the value (``where``), who made the reference (``whence``), and its number there. What
-it names is kept in the owner's ``store``; every operation goes there, except what a Future has already brought home. The
-calling thread waits and reads meanwhile; at the owner a waiting operation holds no thread.
+A reference is three numbers: who owns the value (``where``), who made the reference (``whence``), and its number there.
+What it names is kept in the owner's ``store``; every operation goes there, except what a Future has already brought
+home. The calling thread waits and reads meanwhile; at the owner a waiting operation holds no thread.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ class RemoteRef:
         try:
             member.reader.wait(answer, None if timeout is None else Deadline(timeout), eager=True)
         finally:
+            # Not withdrawn means that it is being answered at this moment: what it took must not be lost.
             if not answer.done and not member.store.withdraw(member.pid, request):
-                answer.done = True  # it was being answered at this moment
+                member.reader.wait(answer)
         if not answer.done:
             raise TimeoutError(f"{self!r}: {op} had no answer within {timeout} seconds")
         if not answer.ok:
@@ -113,8 +114,8 @@ def _bare(error: ChannelClosedError) -> ChannelClosedError:
 class Future(RemoteRef, Generic[T]):
     """A place for one value, written once, that any process of the cluster can wait for. Julia's ``Future``.
 
-    ``Future()`` is owned by this process, ``Future(pid)`` by another; nothing is sent and nothing can fail until it is used.
-    The first successful ``fetch`` keeps the value here, so later ones are local and return the same object.
+    ``Future()`` is owned by this process, ``Future(pid)`` by another; nothing is sent and nothing can fail until it is
+    used. The first successful ``fetch`` keeps the value here, so later ones are local and return the same object.
 
     >>> f = Future()
     >>> f.isready(), f.put("OK").fetch(), f.isready()
@@ -143,7 +144,7 @@ class Future(RemoteRef, Generic[T]):
         """
         if self._value is not _NOTHING:
             raise RuntimeError(f"{self!r} has a value already, and is written once")
-        self._ask("put", (value,))
+        self._ask("set", (value,))
         self._value = value
         return self
 
@@ -184,8 +185,8 @@ class RemoteChannel(RemoteRef, Generic[T]):
     """A channel that lives in one process and is used from all. Julia's ``RemoteChannel``.
 
     ``RemoteChannel(factory, pid)`` runs ``factory()`` at ``pid``; what it returns, a ``Channel`` or any object with its
-    methods, holds the items there. Without a factory it is a channel of size 1. Sending the RemoteChannel sends its numbers
-    only. Closing raises ChannelClosedError in whoever waits to put, and in takers once it is empty.
+    methods, holds the items there. Without a factory it is a channel of size 1. Sending the RemoteChannel sends its
+    numbers only. Closing raises ChannelClosedError in whoever waits to put, and in takers once it is empty.
 
     >>> jobs = RemoteChannel(lambda: Channel(10))
     >>> _ = jobs.put(1).put(2)
