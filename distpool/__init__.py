@@ -1,7 +1,8 @@
 """Julia's Distributed, a process pool and drop-in replacements for Python's own pools, on one engine.
 
-Three doors: the native one (``addprocs``, ``pmap``, ``remotecall``, ``RemoteChannel``), the pool (``WorkerPool``), and the
-drop-ins (``distpool.compat``). Names are loaded at first use, so that importing distpool, which every worker does, is light.
+Three doors: the native one (``addprocs``, ``pmap``, ``remotecall``, ``RemoteChannel``), the pool (``WorkerPool``), and
+the drop-ins (``distpool.compat``). Names are loaded at first use, so that importing distpool, which every worker does,
+is light.
 """
 
 from __future__ import annotations
@@ -55,7 +56,17 @@ _ROOMS = {
     ),
     "managers.interface": ("ClusterManager", "WorkerConfig", "default_addprocs_params"),
     "managers.local": ("LocalManager",),
-    "membership": ("addprocs", "myid", "nprocs", "nworkers", "other_procs", "other_workers", "procs", "rmprocs", "workers"),
+    "membership": (
+        "addprocs",
+        "myid",
+        "nprocs",
+        "nworkers",
+        "other_procs",
+        "other_workers",
+        "procs",
+        "rmprocs",
+        "workers",
+    ),
     "refs": (
         "Future",
         "RemoteChannel",
@@ -68,12 +79,20 @@ _ROOMS = {
         "take",
         "wait",
     ),
-    "pools": ("AbstractWorkerPool", "CachingPool", "WorkerPool", "clear", "default_worker_pool", "remote", "set_default_worker_pool"),
+    "pools": (
+        "AbstractWorkerPool",
+        "CachingPool",
+        "WorkerPool",
+        "clear",
+        "default_worker_pool",
+        "remote",
+        "set_default_worker_pool",
+    ),
     "loops": ("pmap",),
 }
 _HOMES = {name: f"distpool.{room}" for room, names in _ROOMS.items() for name in names}
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

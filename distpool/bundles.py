@@ -1,7 +1,7 @@
 """Many parcels in one: items pickled one by one, so that one that does not open costs only itself.
 
-Used by both halves of a pool, for items whose opening may run strange code. The bundle's own body holds nothing but numbers
-and bytes; the parcels' out-of-band buffers follow one another in the order of the parcels.
+Used by both halves of a pool, for items whose opening may run strange code. The bundle's own body holds nothing but
+numbers and bytes; the parcels' out-of-band buffers follow one another in the order of the parcels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Item:
 
 
 def bundle(parts: Sequence[tuple[bool, Parcel]], note: int = 0) -> Parcel:
-    """Put parcels into one; the booleans say which hold an object and not an exception, ``note`` is a number that goes along."""
+    """Put parcels into one; the booleans say which hold an object and no exception; ``note`` goes along."""
     body = pickle.dumps((note, [(ok, parcel.body, len(parcel.buffers)) for ok, parcel in parts]), 5)
     buffers = [view for _, parcel in parts for view in parcel.buffers]
     names: dict[str, Any] = {}

@@ -120,9 +120,7 @@ def remotecall_fetch(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwar
     return call_and_fetch(default_member(), f, pid, args, kwargs)
 
 
-def call_and_fetch(
-    member: Member, f: Callable[..., T], pid: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> T:
+def call_and_fetch(member: Member, f: Callable[..., T], pid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """``remotecall_fetch`` in a given cluster."""
     if pid == member.pid:
         try:

@@ -1,16 +1,16 @@
 """Who belongs to the cluster: pid to peer, the departed, and the one door for death.
 
-Used by ``member``, one object per cluster; a process may hold several clusters, which never see each other. Entered by any
-thread; the tables are changed under one lock, and everybody concerned is told after it is released. Owns: the table of
-peers, the memory of the departed, the counter of ids (driver).
+Used by ``member``, one object per cluster; a process may hold several clusters, which never see each other. Entered by
+any thread; the tables are changed under one lock, and everybody concerned is told after it is released. Owns: the table
+of peers, the memory of the departed, the counter of ids (driver).
 
 A member's way::
 
     connecting --joined--> connected --rmprocs--> terminating --stream ended--> departed
         \\------------------------\\------------------ died --------------------->/
 
-``depart`` is the only place where a process leaves: whoever notices its end (the stream, the fork server, a manager) comes
-here, the first one wins, and every pending call, waiter and pool is told from here.
+``depart`` is the only place where a process leaves: whoever notices its end (the stream, the fork server, a manager)
+comes here, the first one wins, and every pending call, waiter and pool is told from here.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Cluster:
         if pid in self._terminating:
             return ProcessExitedException(pid, detail="it is being removed")
         if self.pid != DRIVER and pid in self._known:
-            return RuntimeError(f"process {self.pid} has no connection to process {pid}: only process 1 reaches all workers")
+            return RuntimeError(f"process {self.pid} has no connection to process {pid}: only process 1 reaches all")
         return ValueError(f"there is no process {pid} in this cluster; procs() lists those there are: {self.procs()}")
 
     def peers(self) -> list[Peer]:

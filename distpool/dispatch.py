@@ -1,16 +1,16 @@
 """Who gets what, when: tasks in envelopes to the workers of one pool, and what becomes of them.
 
-Used by the pools, one object per pool. Every task is tracked alone; an envelope is only how tasks travel. A worker has a
-small window of envelopes, sized by measured durations; what has not started is taken back when another worker is idle, or
-when its worker dies::
+Used by the pools, one object per pool. Every task is tracked alone; an envelope is only how tasks travel. A worker has
+a small window of envelopes, sized by measured durations; what has not started is taken back when another worker is
+idle, or when its worker dies::
 
     job --next_run--> pump --TASKS--> worker --TASKS_DONE--> arrived --settle--> job
      ^                                   |                       |
      +------ returned <--- TAKE_BACK ----+---- lost, late -------+
 
-Threads: ``pump`` runs user code (input, pickling) and is called by the job's owner or a call thread; everything else may run
-on the reading thread and only moves records. Owns: the slots (what each worker has in flight), under one lock; nothing is
-sent, settled or called back under it.
+Threads: ``pump`` runs user code (input, pickling) and is called by the job's owner or a call thread; everything else
+may run on the reading thread and only moves records. Owns: the slots (what each worker has in flight), under one lock;
+nothing is sent, settled or called back under it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,19 @@ class Slot:
 class Shipment:
     """An envelope in flight: which tasks a worker has, and how many of their results have come."""
 
-    __slots__ = ("count", "dispatch", "done", "heard", "is_dropped", "is_recalled", "job", "late", "request", "run", "slot")
+    __slots__ = (
+        "count",
+        "dispatch",
+        "done",
+        "heard",
+        "is_dropped",
+        "is_recalled",
+        "job",
+        "late",
+        "request",
+        "run",
+        "slot",
+    )
 
     def __init__(self, dispatch: Dispatch, job: Job, slot: Slot, run: Run) -> None:
         self.dispatch = dispatch
@@ -181,7 +193,8 @@ class Dispatch:
                 for slot in self._slots.values():
                     if not slot.is_held and not slot.load:
                         slot.is_held = True
-                        self._slots[slot.pid] = self._slots.pop(slot.pid)  # to the end: the others have their turn first
+                        # To the end: the others have their turn first.
+                        self._slots[slot.pid] = self._slots.pop(slot.pid)
                         return slot.pid
                 if not self._slots:
                     return None
@@ -220,7 +233,8 @@ class Dispatch:
         while True:
             waiter = Waiter()
             with self._lock:
-                if self._broken or not (any(s.load for s in self._slots.values()) or any(j.is_hungry for j in self._jobs)):
+                is_busy = any(slot.load for slot in self._slots.values())
+                if self._broken or not (is_busy or any(job.is_hungry for job in self._jobs)):
                     return
                 self._drainers.append(waiter)
             self._member.reader.wait(waiter)
@@ -310,9 +324,8 @@ class Dispatch:
         self._book(shipment)
         peer.pending[shipment.request] = shipment
         flags = m.FLAG_APART if is_apart else 0
-        if not peer.send_parcel(
-            m.TASKS, parcel, flags, shipment.request, whence=shipment.count, ref=job.number
-        ) and peer.pending.pop(shipment.request, None):
+        sent = peer.send_parcel(m.TASKS, parcel, flags, shipment.request, whence=shipment.count, ref=job.number)
+        if not sent and peer.pending.pop(shipment.request, None) is not None:
             shipment.lost(self._member.cluster.absence(slot.pid))
         elif job.timeout is not None:
             self._member.reader.call_later(job.timeout, lambda: self._check_late(shipment))
@@ -356,7 +369,8 @@ class Dispatch:
             self._settle(shipment, start, self._opened(shipment, frame, count))
         if frame.flags & m.FLAG_LAST:
             if shipment.done < shipment.count and not shipment.is_dropped:
-                job.returned.appendleft(Run(run.first + shipment.done, run.items[shipment.done : shipment.count], run.attempt))
+                rest = run.items[shipment.done : shipment.count]
+                job.returned.appendleft(Run(run.first + shipment.done, rest, run.attempt))
             self._capacity_came()
 
     def _unbook(self, shipment: Shipment) -> None:
@@ -392,7 +406,7 @@ class Dispatch:
     # -- failures ------------------------------------------------------------------------------------------------
 
     def _failed(self, job: Job, run: Run, index: int, outcome: Outcome) -> None:
-        """A task has failed, for whatever reason: judge it elsewhere if the user wants that, else that is its result."""
+        """A task has failed, for whatever reason: judge it elsewhere if the user wants that, else it is its result."""
         if job.retries is None or job.is_stopped:
             job.settle(run, run.first + index, [outcome])
         else:
@@ -500,7 +514,7 @@ class Dispatch:
             idle = sum(1 for slot in self._slots.values() if not slot.is_held and not slot.load)
             if not idle:
                 return
-            candidates = [shipment for slot in self._slots.values() for shipment in slot.in_flight if _can_share(shipment)]
+            candidates = [ship for slot in self._slots.values() for ship in slot.in_flight if _can_share(ship)]
             chosen = _worth_taking(candidates, idle)
             for shipment, _ in chosen:
                 shipment.is_recalled = True

@@ -1,11 +1,13 @@
 """The future of one task in a pool: a ``Future`` that can also be awaited, called back and cancelled.
 
-Made by ``pool.submit``. Completed on the reading thread, which does no more than store the outcome and wake: an outcome that
-may run strange code when opened stays unopened until somebody asks for it, and callbacks run in a thread of their own.
+Made by ``pool.submit``. Completed on the reading thread, which does no more than store the outcome and wake: an outcome
+that may run strange code when opened stays unopened until somebody asks for it, and callbacks run in a thread of their
+own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar
@@ -79,8 +81,9 @@ class Unopened(Outcome):
 class TaskFuture(Future[T], Generic[T]):
     """The result of one task, when it is there. Owned by the process that submitted it.
 
-    Has the methods of ``concurrent.futures.Future`` (``result``, ``exception``, ``done``, ``cancel``, ``add_done_callback``)
-    and of a distpool ``Future`` (``fetch``, ``wait``, ``isready``), and can be awaited in asyncio.
+    Has the methods of ``concurrent.futures.Future`` (``result``, ``exception``, ``done``, ``cancel``,
+    ``add_done_callback``) and of a distpool ``Future`` (``fetch``, ``wait``, ``isready``), and can be awaited in
+    asyncio.
     """
 
     __slots__ = ("_callbacks", "_canceller", "_outcome", "_state", "_waiters")
@@ -92,8 +95,8 @@ class TaskFuture(Future[T], Generic[T]):
         self._canceller = canceller
         self._outcome: Any = None  # the value, or an Outcome that is opened when asked for
         self._state = _PENDING
-        # None until somebody waits: most futures are done before. Emptied under _lock, which all futures share: it is held
-        # for an instant, and a lock for each of a million futures would cost more than it saves.
+        # None until somebody waits: most futures are done before. Emptied under _lock, which all futures share: it is
+        # held for an instant, and a lock for each of a million futures would cost more than it saves.
         self._waiters: list[Waiter] | None = None
         self._callbacks: list[Callable[[TaskFuture[Any]], object]] | None = None
 
@@ -143,8 +146,8 @@ class TaskFuture(Future[T], Generic[T]):
     def result(self, timeout: float | None = None) -> T:
         """Wait for the task and return what it returned.
 
-        Raises what it raised as a RemoteException that is also of the original type; ProcessExitedException when its worker
-        died; TimeoutError after ``timeout`` seconds; concurrent.futures.CancelledError when it was cancelled.
+        Raises what it raised as a RemoteException that is also of the original type; ProcessExitedException when its
+        worker died; TimeoutError after ``timeout`` seconds; concurrent.futures.CancelledError when it was cancelled.
         """
         self.wait(timeout)
         if self._state == _CANCELLED:
@@ -205,8 +208,8 @@ class TaskFuture(Future[T], Generic[T]):
     def cancel(self, running: bool = False) -> bool:
         """Take the task back if it has not been sent to a worker yet; with ``running=True``, also stop it there.
 
-        Returns whether it is cancelled. A running task gets a KeyboardInterrupt, and its worker is killed and replaced when
-        it does not stop within a second.
+        Returns whether it is cancelled. A running task gets a KeyboardInterrupt, and its worker is killed and replaced
+        when it does not stop within a second.
         """
         if self._state != _PENDING:
             return self._state == _CANCELLED
@@ -230,10 +233,8 @@ class TaskFuture(Future[T], Generic[T]):
                 waiting.set_result(None)
 
         def tell(_: object) -> None:
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(wake)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                pass
 
         self.add_done_callback(tell)
         try:

@@ -1,14 +1,15 @@
 """What is to be done: the tasks of one map, one stream or one submitted function, and where their results go.
 
-A job knows its callable, its input and its results; it does not know workers. ``dispatch`` asks a job for the next tasks and
-tells it what became of them::
+A job knows its callable, its input and its results; it does not know workers. ``dispatch`` asks a job for the next
+tasks and tells it what became of them::
 
     input --next_run(n)--> dispatch --> workers --> dispatch --settle(first, results)--> results
                  ^                                    |
                  +--returned (taken back, retried) <--+
 
-User code (the input's iterator, pickling of items) runs in ``next_run`` and in ``pack``, called by the thread that owns the
-job or by a call thread, never by the reading thread; ``settle`` runs on the reading thread and only puts results away.
+User code (the input's iterator, pickling of items) runs in ``next_run`` and in ``pack``, called by the thread that owns
+the job or by a call thread, never by the reading thread; ``settle`` runs on the reading thread and only puts results
+away.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from distpool.segments import THRESHOLD, Segment
 from distpool.tasks import CALL, ONE, STAR
 from distpool.transport import Waiter
 
-# Tasks that are sent in one message shall keep a worker busy for about this long: enough to hide the message's cost (some
-# 50 us), little enough that the last ones of a map end close together.
+# Tasks that are sent in one message shall keep a worker busy for about this long: enough to hide the message's cost
+# (some 50 us), little enough that the last ones of a map end close together.
 ENVELOPE_SECONDS: Final = 0.004
 ENVELOPE_BYTES: Final = 8 << 20  # and no larger than this, so that memory stays bounded. Arbitrary.
 GROWTH: Final = 4  # envelopes grow from one task by at most this factor, as results tell how long tasks take
@@ -53,7 +54,7 @@ class Run:
 
 
 class Retries:
-    """What to do when a task fails: ask ``on_error`` for a value, else try again after a delay, as long as there is one."""
+    """What to do when a task fails: ask ``on_error`` for a value, else try again after a delay, while there is one."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Job:
             self.size = max(1, min(fitting, self.size * GROWTH))
 
     def window(self) -> int:
-        """Return how many envelopes a worker may have at a time: one to run, and one to go on with if tasks are short."""
+        """Return how many envelopes a worker may have at a time: one to run, one to go on with if tasks are short."""
         if self.cost is None or self.cost * self.size >= LONG_SECONDS:
             return 1
         return 2
@@ -163,7 +164,7 @@ class Job:
         return parcel, False
 
     def settle(self, run: Run, first: int, results: list[Any]) -> None:
-        """Put results away: those of the tasks ``first`` and following of ``run``. An Outcome stands for what is not plain."""
+        """Put away the results of the tasks ``first`` and following of ``run``; an Outcome is one that is not plain."""
         raise NotImplementedError
 
     def demand(self) -> None:
@@ -174,7 +175,9 @@ class Job:
 class InputJob(Job):
     """A job whose tasks come from the user's iterables, read lazily."""
 
-    def __init__(self, f: Callable[..., Any], iterables: tuple[Iterable[Any], ...], *, star: bool = False, **options: Any) -> None:
+    def __init__(
+        self, f: Callable[..., Any], iterables: tuple[Iterable[Any], ...], *, star: bool = False, **options: Any
+    ) -> None:
         super().__init__(f, **options)
         self.how = STAR if star or len(iterables) > 1 else ONE
         self._input: Iterator[Any] = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables)  # noqa: B905
@@ -269,7 +272,8 @@ class MapJob(InputJob):
         return self._failed_at is not None
 
     def results(self) -> list[Any]:
-        """Return the results in input order, or raise: an earlier task's error before a later one's, both before the input's."""
+        """Return the results in input order, or raise: an earlier task's error before a later one's, both before the
+        input's."""
         chunks = sorted(self._chunks, key=_first)
         if self._failed_at is not None:
             failed = next(results[0] for first, results in chunks if first == self._failed_at)
@@ -334,7 +338,7 @@ class StreamJob(InputJob):
         return not self._is_ordered or first == self._next
 
     def demand(self) -> None:
-        """Wake the consumer if it waits, for it can pump; else a call thread does, so that workers need not wait for it."""
+        """Wake the consumer if it waits, for it can pump; else a call thread does, so that workers need not wait."""
         if self.consumer_waits:
             self.waiter.complete()
         else:
@@ -389,7 +393,7 @@ class CallJob(Job):
                 return self.returned.popleft()
             except IndexError:
                 pass
-        items = []
+        items: list[tuple[Parcel, TaskFuture[Any]]] = []
         while len(items) < size and self.waiting:
             try:
                 call = self.waiting.popleft()

@@ -150,9 +150,7 @@ class Member:
             raise
         return self.answer_of(reply)
 
-    def request_within(
-        self, peer: Peer, kind: int, parcel: Parcel, rrid: RRID, timeout: float | None
-    ) -> Frame:
+    def request_within(self, peer: Peer, kind: int, parcel: Parcel, rrid: RRID, timeout: float | None) -> Frame:
         """As ``request``, about a reference, for at most ``timeout`` seconds; then it is withdrawn: TimeoutError."""
         if timeout is None:
             return self.request(peer, kind, parcel, rrid.whence, rrid.id)
@@ -168,9 +166,7 @@ class Member:
             raise TimeoutError(f"process {peer.pid} had no answer about {tuple(rrid)} within {timeout} seconds")
         return frame
 
-    def send_request(
-        self, peer: Peer, pending: Any, kind: int, parcel: Parcel, whence: int = 0, ref: int = 0
-    ) -> int:
+    def send_request(self, peer: Peer, pending: Any, kind: int, parcel: Parcel, whence: int = 0, ref: int = 0) -> int:
         """Send a request whose answer goes to ``pending``; return its number."""
         request = peer.next_request()
         peer.pending[request] = pending
@@ -292,7 +288,10 @@ class Member:
 
     def _withdraw(self, peer: Peer, frame: Frame) -> None:
         with self._beginning_lock:
-            if (peer.pid, frame.request) in self._beginning:  # it overtook its own request, which looks when it is known
+            if (
+                peer.pid,
+                frame.request,
+            ) in self._beginning:  # it overtook its own request, which looks when it is known
                 self._beginning[peer.pid, frame.request] = True
                 return
         if self.store.withdraw(peer.pid, frame.request):

@@ -1,9 +1,9 @@
 """One other process: its stream, what waits to be sent, and the calls it has not answered yet.
 
-Used by the cluster (one per connection). Any thread sends; the thread that leads the reader receives. Sends never block:
-what the socket does not take stays in the outbox and leaves when the reader finds the socket writable, so two processes
-that send each other large data at once cannot block each other. Owns: the socket, the outbox, the table of pending calls,
-and what this connection was already sent (globals of ``__main__``, callables of pools).
+Used by the cluster (one per connection). Any thread sends; the thread that leads the reader receives. Sends never
+block: what the socket does not take stays in the outbox and leaves when the reader finds the socket writable, so two
+processes that send each other large data at once cannot block each other. Owns: the socket, the outbox, the table of
+pending calls, and what this connection was already sent (globals of ``__main__``, callables of pools).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from distpool.pickling import Parcel, SentGlobals, peel, wrap
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Buffer, Frame, FrameParser, encode
 
-# A caller whose connection has more than this unsent waits until it is below: enough to keep the other side busy, and no
-# more memory than one large message. Arbitrary.
+# A caller whose connection has more than this unsent waits until it is below: enough to keep the other side busy, and
+# no more memory than one large message. Arbitrary.
 OUTBOX_BYTES: Final = 16 << 20
 # As large as most systems allow without privileges; the kernel takes less where it must.
 SOCKET_BUFFER_BYTES: Final = 1 << 20
@@ -72,8 +72,8 @@ class Reply(Waiter):
 class Peer:
     """The connection to process ``pid``.
 
-    ``receive(peer, frame)`` is called for each message, ``lost(peer)`` once when the stream has ended; both on the thread
-    that reads. ``shares_memory`` says that descriptors can be passed along, so large buffers travel as segments.
+    ``receive(peer, frame)`` is called for each message, ``lost(peer)`` once when the stream has ended; both on the
+    thread that reads. ``shares_memory`` says that descriptors can be passed along, so large buffers travel as segments.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Peer:
         ref: int = 0,
         segment: segments.Segment | None = None,
     ) -> bool:
-        """Send a message with a pickled payload; ``segment`` already holds its large buffers (one for many receivers)."""
+        """Send a message with a pickled payload; ``segment`` holds its large buffers, one for many receivers."""
         if not parcel.globals:
             return self._send_wrapped(kind, flags, request, whence, ref, parcel.body, parcel.buffers, segment)
         with self._globals_lock:
@@ -295,8 +295,8 @@ class Peer:
     def _prepare(self, frame: Frame) -> None:
         """Do what must be done in the order of the stream: claim the segment's descriptor, assign the globals.
 
-        Globals are the one thing that is unpickled here and not by the one who asked: a later message counts on them, and
-        may be opened first. What goes wrong is kept for whoever opens the payload.
+        Globals are the one thing that is unpickled here and not by the one who asked: a later message counts on them,
+        and may be opened first. What goes wrong is kept for whoever opens the payload.
         """
         try:
             if frame.segment_lengths:

@@ -1,9 +1,9 @@
 """Worker pools: who is a member, who is idle, and work for whoever is.
 
-``WorkerPool`` is the everyday object: over given processes, or with workers of its own (``processes=N``), which live in a
-private cluster, are replaced when they die and removed when the pool closes. ``CachingPool`` keeps each callable at the
-workers between calls. The default pool has every worker that ``addprocs`` made. A pool of any other kind needs only the
-methods of ``AbstractWorkerPool``.
+``WorkerPool`` is the everyday object: over given processes, or with workers of its own (``processes=N``), which live in
+a private cluster, are replaced when they die and removed when the pool closes. ``CachingPool`` keeps each callable at
+the workers between calls. The default pool has every worker that ``addprocs`` made. A pool of any other kind needs only
+the methods of ``AbstractWorkerPool``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from distpool.transport import Deadline
 
 T = TypeVar("T")
 
-# Callables that a pool keeps at its workers, beside those in use; the least lately used goes first. Arbitrary: enough for a
-# program's own functions, and a bound for one that makes a new lambda for each call.
+# Callables that a pool keeps at its workers, beside those in use; the least lately used goes first. Arbitrary: enough
+# for a program's own functions, and a bound for one that makes a new lambda for each call.
 KEPT_FUNCTIONS: Final = 64
 # A pool gives up when so many workers per process died in a row before they finished anything.
 STILLBIRTHS: Final = 3
@@ -38,9 +38,10 @@ _NOT_GIVEN: Any = object()
 
 
 class AbstractWorkerPool:
-    """What a pool promises. A subclass gives ``push``, ``put``, ``take``, ``wait``, ``isready``, ``workers``; Julia's type.
+    """What a pool promises: ``push``, ``put``, ``take``, ``wait``, ``isready``, ``workers``. Julia's type.
 
-    With these it can be used wherever a pool is expected: ``remotecall(f, pool)``, ``remote(pool, f)``, ``pmap(f, pool, xs)``.
+    With these it can be used wherever a pool is expected: ``remotecall(f, pool)``, ``remote(pool, f)``,
+    ``pmap(f, pool, xs)``.
     """
 
     def push(self, pid: int) -> None:
@@ -127,12 +128,12 @@ class WorkerPool(AbstractWorkerPool):
     """A pool of workers: ``map`` and its relatives, ``submit``, and Julia's ``take`` and ``put``.
 
     ``WorkerPool([2, 3])`` uses processes that exist; ``WorkerPool(processes=4)`` starts four local workers of its own
-    (``processes=None``: one for each core that this process may use), replaces those that die and removes them at the end of
-    the ``with`` block. ``initializer(*initargs)`` runs on each of its own workers before any task; ``preload`` names modules
-    that they share.
+    (``processes=None``: one for each core that this process may use), replaces those that die and removes them at the
+    end of the ``with`` block. ``initializer(*initargs)`` runs on each of its own workers before any task; ``preload``
+    names modules that they share.
 
-    Raises ValueError for a pid that never was a process, ProcessExitedException for one that is gone, LaunchWorkerError when
-    workers cannot be started, and what the initializer raised.
+    Raises ValueError for a pid that never was a process, ProcessExitedException for one that is gone, LaunchWorkerError
+    when workers cannot be started, and what the initializer raised.
 
     >>> with WorkerPool(processes=2) as pool:
     ...     pool.map(lambda x: x * x, range(5))
@@ -165,7 +166,8 @@ class WorkerPool(AbstractWorkerPool):
     def _set_up(self, member: Member) -> None:
         self._member = member
         self._dispatch = Dispatch(member)
-        self._functions: OrderedDict[Any, CallJob] = OrderedDict()  # by callable or its pickle, for submit; oldest first
+        # For submit, by callable or its pickle; oldest first.
+        self._functions: OrderedDict[Any, CallJob] = OrderedDict()
         self._functions_lock = threading.Lock()  # protects _functions
         self._is_closed = False
         member.cluster.listen(self._joined, self._departed)
@@ -246,14 +248,15 @@ class WorkerPool(AbstractWorkerPool):
     ) -> list[T]:
         """Return ``[f(x) for x in iterable]``, computed by the workers; with several iterables ``f(x, y, ...)``.
 
-        The input is read as workers need it. How many tasks travel together is found by measuring; ``batch_size=n`` fixes it.
-        ``timeout`` limits each task, in seconds: one that takes longer is interrupted, if need be with its worker, and
-        counts as failed with TimeoutError. A failed task is given to ``on_error(exception)``, whose value takes its place;
-        without it, or when it raises, the task is tried again after each of ``retry_delays`` (seconds) as long as
-        ``retry_check(attempt, exception)`` agrees. Handlers run in this process.
+        The input is read as workers need it. How many tasks travel together is found by measuring; ``batch_size=n``
+        fixes it. ``timeout`` limits each task, in seconds: one that takes longer is interrupted, if need be with its
+        worker, and counts as failed with TimeoutError. A failed task is given to ``on_error(exception)``, whose value
+        takes its place; without it, or when it raises, the task is tried again after each of ``retry_delays`` (seconds)
+        as long as ``retry_check(attempt, exception)`` agrees. Handlers run in this process.
 
-        Raises the error of the first failed task in input order: a RemoteException that is also of the original type, or
-        ProcessExitedException when the worker died in it; the input's own error as it is; TypeError for what cannot be pickled.
+        Raises the error of the first failed task in input order: a RemoteException that is also of the original type,
+        or ProcessExitedException when the worker died in it; the input's own error as it is; TypeError for what cannot
+        be pickled.
         """
         options = _options(batch_size, timeout, on_error, retry_delays, retry_check)
         return self._run(MapJob(f, _checked_input(iterables), **self._function(f), **options))
@@ -275,8 +278,9 @@ class WorkerPool(AbstractWorkerPool):
     ) -> Iterator[T]:
         """Yield results in input order as soon as their turn comes; input may be infinite.
 
-        At most ``buffersize`` tasks are read ahead of the consumer (None: a few envelopes for each worker). A failed task
-        raises when its turn comes; the iterator ends with it. Dropping the iterator drops the tasks. Options as for ``map``.
+        At most ``buffersize`` tasks are read ahead of the consumer (None: a few envelopes for each worker). A failed
+        task raises when its turn comes; the iterator ends with it. Dropping the iterator drops the tasks. Options as
+        for ``map``.
         """
         return self._stream(f, iterables, True, buffersize, options)
 
@@ -492,8 +496,8 @@ class _OwnedWorkers:
 class CachingPool(WorkerPool):
     """A pool that sends each callable to each worker at most once, with all it captured. Julia's ``CachingPool``.
 
-    What a callable mentions is frozen at its first use in this pool; ``clear(pool)`` forgets all. A bounded number is kept,
-    the least lately used goes first. It belongs to the process that made it and cannot be sent.
+    What a callable mentions is frozen at its first use in this pool; ``clear(pool)`` forgets all. A bounded number is
+    kept, the least lately used goes first. It belongs to the process that made it and cannot be sent.
 
     >>> from distpool import addprocs, rmprocs
     >>> pids = addprocs(1)

@@ -288,7 +288,7 @@ def fetch(x: Any, timeout: float | None = None) -> Any:
     5
     """
     if isinstance(x, (RemoteRef, Channel)):
-        return x.fetch(timeout=timeout)  # type: ignore[attr-defined,union-attr]
+        return x.fetch(timeout=timeout)  # type: ignore[union-attr]
     return x
 
 

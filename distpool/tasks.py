@@ -1,13 +1,13 @@
 """The worker's half of a pool: envelopes of tasks, run one after the other, results sent back as they come.
 
-Used by ``worker``; the driver's half is ``dispatch``. Envelopes are run by one thread at a time, the worker's main thread if
-it is free (libraries that need the main thread work, and signals can interrupt), else a thread of their own::
+Used by ``worker``; the driver's half is ``dispatch``. Envelopes are run by one thread at a time, the worker's main
+thread if it is free (libraries that need the main thread work, and signals can interrupt), else a thread of their own::
 
-    reading thread --TASKS-----> the queue ----------> the runner: open, run task by task ----> TASKS_DONE, at most 1 ms late
-                   --TAKE_BACK-> cuts the tail of an envelope that has not started -----------> TAKEN_BACK with what is left
+    reading thread --TASKS-----> the queue ------> the runner: open, run task by task --> TASKS_DONE, at most 1 ms late
+                   --TAKE_BACK-> cuts the tail of an envelope that has not started -----> TAKEN_BACK with what is left
 
-Owns: the queue, the callables that pools have sent here, the running envelope. What a task is doing is noted on a page that
-outlives the process, so that its death can be blamed on the right task.
+Owns: the queue, the callables that pools have sent here, the running envelope. What a task is doing is noted on a page
+that outlives the process, so that its death can be blamed on the right task.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ ONE: Final = 0  # f(item)
 STAR: Final = 1  # f(*item)
 CALL: Final = 2  # f(*item[0], **item[1])
 
-# Words of the page: which envelope, how many of its tasks have begun, when the last of them began (nanoseconds, monotonic).
+# Words of the page: which envelope, how many of its tasks have begun, when the last of them began (nanoseconds,
+# monotonic).
 PAGE_ENVELOPE: Final = 0
 PAGE_STARTED: Final = 1
 PAGE_SINCE: Final = 2

@@ -1,7 +1,8 @@
 """Threads for calls that may block: kept for reuse, as many as there are blocked calls.
 
-Used by a member to run the requests that its main thread cannot take. A pool of fixed size would deadlock (a call may wait
-for another call to this very process, Julia's rule), so there is no upper limit; an idle thread ends after a while.
+Used by a member to run the requests that its main thread cannot take. A pool of fixed size would deadlock (a call may
+wait for another call to this very process, Julia's rule), so there is no upper limit; an idle thread ends after a
+while.
 
 Guarantees: a job given to ``run`` starts at once, in an idle thread or a new one; an error of a job goes to
 ``threading.excepthook`` and hurts nobody; threads are daemons, so none keeps the process alive.
@@ -9,6 +10,7 @@ Guarantees: a job given to ``run`` starts at once, in an idle thread or a new on
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -27,8 +29,9 @@ class CallThreads:
     True
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, idle_seconds: float = IDLE_SECONDS) -> None:
         self._name = name
+        self._idle_seconds = idle_seconds
         self._idle: deque[_Slot] = deque()  # threads that wait for a job; appended and popped atomically
 
     def run(self, job: Callable[[], object]) -> None:
@@ -45,7 +48,7 @@ class CallThreads:
         threading.Thread(target=self._work, args=(slot,), name=self._name, daemon=True).start()
 
     def _work(self, slot: _Slot) -> None:
-        while (job := slot.next(IDLE_SECONDS)) is not None:
+        while (job := slot.next(self._idle_seconds)) is not None:
             try:
                 job()
             except BaseException:
@@ -53,10 +56,8 @@ class CallThreads:
                 threading.excepthook(threading.ExceptHookArgs((*_exc_info(), threading.current_thread())))
             del job
             self._idle.append(slot)
-        try:
+        with contextlib.suppress(ValueError):  # taken off by run(), which has seen that it retired
             self._idle.remove(slot)
-        except ValueError:  # taken off by run(), which has seen that it retired
-            pass
 
 
 class _Slot:
@@ -79,10 +80,12 @@ class _Slot:
         return True
 
     def next(self, timeout: float) -> Callable[[], object] | None:
-        self._ready.acquire(timeout=timeout)
+        was_given = self._ready.acquire(timeout=timeout)
         with self._lock:
             job, self._job = self._job, None
             self._retired = job is None
+        if job is not None and not was_given:  # it came just when the time was up
+            self._ready.acquire()
         return job
 
 

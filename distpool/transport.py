@@ -1,7 +1,7 @@
 """When to read and who reads: deadlines, the poller, and the ``Reader``, of which a process has one.
 
-**The thread that waits reads.** A hand-over between threads costs as much as the round trip of an empty call, so there is
-one role, *reading*, and whoever waits for an answer takes it::
+**The thread that waits reads.** A hand-over between threads costs as much as the round trip of an empty call, so there
+is one role, *reading*, and whoever waits for an answer takes it::
 
     a thread waits ---- role free ---------------------> leads: polls, handles what comes, until its own answer is there
                    ---- another waiting thread leads --> follows: sleeps until its answer came or the role is passed on
@@ -9,12 +9,13 @@ one role, *reading*, and whoever waits for an answer takes it::
     nobody waits   ---- for one tick (5 ms) -----------> the background thread reads
     a worker's main thread is in user code for one tick: the same rule, so the background thread takes over
 
-Threads: every thread of the process may enter. Handlers run on the thread that leads; they never block, never wait on the
-reader (that raises), never run user code. Owns: the poller, the table of handlers, the timers, the role.
+Threads: every thread of the process may enter. Handlers run on the thread that leads; they never block, never wait on
+the reader (that raises), never run user code. Owns: the poller, the table of handlers, the timers, the role.
 """
 
 from __future__ import annotations
 
+# contextlib.suppress takes ten times as long as try and pass, and these are on the way of every wait: hence SIM105.
 import os
 import select
 import signal
@@ -29,11 +30,12 @@ from typing import Any, Final, Protocol
 
 monotonic = time.monotonic
 
-# How long the reading role stays free before the background thread takes it. Below it a thread switch would cost more than
-# it brings (a switch of the interpreter's lock takes up to 5 ms); above it a blocked worker would answer late.
+# How long the reading role stays free before the background thread takes it. Below it a thread switch would cost more
+# than it brings (a switch of the interpreter's lock takes up to 5 ms); above it a blocked worker would answer late.
 TICK_SECONDS: Final = 0.005
 # A blocked thread of this process wakes 20 us later than one that looks again and again (measured on a virtual machine:
-# 41 us for a round trip that sleeps, 20 us for one that spins), so a waiter of short calls looks this often before sleeping.
+# 41 us for a round trip that sleeps, 20 us for one that spins), so a waiter of short calls looks this often before
+# sleeping.
 SPINS: Final = 60
 # After this many vain spins in a row the next waits sleep at once, and only every 32nd tries again.
 SPIN_PATIENCE: Final = 4
@@ -79,7 +81,7 @@ class Waiter:
         """Let its thread look again, be it done or called to lead."""
         lock = self._lock
         if lock is not None:
-            try:
+            try:  # noqa: SIM105
                 lock.release()
             except RuntimeError:  # it is awake already
                 pass
@@ -167,8 +169,8 @@ class _Poller:
 class Reader:
     """The readiness of all connections of this process, and the role of reading them.
 
-    ``on_takeover`` is called by the background thread when it begins to read, because nobody else did for a tick: a worker
-    uses it to give threads to requests that its busy main thread has not begun.
+    ``on_takeover`` is called by the background thread when it begins to read, because nobody else did for a tick: a
+    worker uses it to give threads to requests that its busy main thread has not begun.
     """
 
     def __init__(self, on_takeover: Callable[[], None] | None = None) -> None:
@@ -228,9 +230,9 @@ class Reader:
 
     def wake(self) -> None:
         """Make the leader come back from its poll."""
-        try:
+        try:  # noqa: SIM105
             os.write(self._wake_out, b"w")
-        except (BlockingIOError, OSError):  # full: it will come back anyway; closed: the process ends
+        except OSError:  # full: it will come back anyway; closed: the process ends
             pass
 
     # -- timers --------------------------------------------------------------------------------------------------
@@ -271,8 +273,9 @@ class Reader:
     def wait(self, waiter: Waiter, deadline: Deadline | None = None, *, eager: bool = False) -> bool:
         """Block until ``waiter`` is done or the deadline has passed, reading for everybody meanwhile.
 
-        ``eager`` says that the answer is expected within microseconds. Returns whether the waiter is done. Ctrl-C raises
-        KeyboardInterrupt here, only between messages, so no message is lost. Raises RuntimeError when called by a handler.
+        ``eager`` says that the answer is expected within microseconds. Returns whether the waiter is done. Ctrl-C
+        raises KeyboardInterrupt here, only between messages, so no message is lost. Raises RuntimeError when called by
+        a handler.
         """
         if waiter.done:
             return True
@@ -311,7 +314,7 @@ class Reader:
             self._unpark_background()
 
     def _promote(self) -> None:
-        try:
+        try:  # noqa: SIM105
             self._followers[0].wake()
         except IndexError:  # it left meanwhile
             pass
@@ -369,7 +372,7 @@ class Reader:
         return []
 
     def _drain_wake_pipe(self) -> None:
-        try:
+        try:  # noqa: SIM105
             os.read(self._wake_in, 4096)
         except BlockingIOError:
             pass
@@ -384,7 +387,7 @@ class Reader:
 
     def _unpark_background(self) -> None:
         self._parked = False
-        try:
+        try:  # noqa: SIM105
             self._unpark.release()
         except RuntimeError:  # awake already
             pass

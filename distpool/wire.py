@@ -1,7 +1,7 @@
 """The bytes between two processes, without any I/O: frames in, frames out, and where the next bytes go.
 
-Used by ``peer``, one object per connection and direction; entered by one thread at a time (the one that reads, or the one
-that holds the send lock). Knows no socket, thread, clock or user object, so tests feed it bytes cut anywhere.
+Used by ``peer``, one object per connection and direction; entered by one thread at a time (the one that reads, or the
+one that holds the send lock). Knows no socket, thread, clock or user object, so tests feed it bytes cut anywhere.
 
 A frame::
 
@@ -10,8 +10,8 @@ A frame::
     body       a pickle, opened later by whoever asked for it
     buffers    the out-of-band buffers that are not in a segment, each read straight into its final place
 
-All numbers are little-endian, lengths have 64 bits. Small frames are cut out of one buffer that many frames share; a frame
-that does not fit there gets memory of its own, and the transport reads right into it: large data is copied once.
+All numbers are little-endian, lengths have 64 bits. Small frames are cut out of one buffer that many frames share; a
+frame that does not fit there gets memory of its own, and the transport reads right into it: large data is copied once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from distpool.messages import LAST_KIND, RRID
 HEADER: Final = struct.Struct("<BBHIQQQQ")
 IN_SEGMENT: Final = 1 << 63
 
-# 256 KiB: what one recv of a Unix stream socket can bring with the kernel's default limits, and so large that a worker's
-# envelope of tiny tasks is parsed without a second allocation.
+# 256 KiB: what one recv of a Unix stream socket can bring with the kernel's default limits, and so large that a
+# worker's envelope of tiny tasks is parsed without a second allocation.
 SHARED_BUFFER_BYTES: Final = 1 << 18
 # Arbitrary, generous: a length above this is a broken or hostile peer and not a large array.
 MAX_LENGTH: Final = 1 << 44
 MAX_BUFFERS: Final = 1 << 22
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | memoryview
 Allocate = Callable[[int], memoryview]
 
 
@@ -44,9 +44,22 @@ class Frame:
     sizes of those, so that the peer, who has the descriptor, can map and fill them in.
     """
 
-    __slots__ = ("body", "buffers", "descriptors", "error", "flags", "kind", "ref", "request", "segment_lengths", "whence")
+    __slots__ = (
+        "body",
+        "buffers",
+        "descriptors",
+        "error",
+        "flags",
+        "kind",
+        "ref",
+        "request",
+        "segment_lengths",
+        "whence",
+    )
 
-    def __init__(self, kind: int, flags: int, descriptors: int, request: int, whence: int, ref: int, body: Buffer) -> None:
+    def __init__(
+        self, kind: int, flags: int, descriptors: int, request: int, whence: int, ref: int, body: Buffer
+    ) -> None:
         self.kind = kind
         self.flags = flags
         self.descriptors = descriptors
@@ -82,7 +95,8 @@ def encode(
 ) -> list[Buffer]:
     """Return the pieces of one frame, in order, ready for a gathering send; large pieces are not copied.
 
-    ``in_segment[i]`` says that buffer i travels in the segment whose descriptor the caller sends along with these bytes.
+    ``in_segment[i]`` says that buffer i travels in the segment whose descriptor the caller sends along with these
+    bytes.
 
     >>> b"".join(encode(5, 0, 1, 0, 0, b"abc"))[-3:]
     b'abc'
@@ -107,8 +121,8 @@ class FrameParser:
     """Turns the bytes of one stream into frames.
 
     ``destination()`` says where the next bytes go; ``received(n)`` says how many came and returns the frames that they
-    completed. Between the two the transport reads; there is no other copy of large data. ``allocate`` gives the memory for
-    each large buffer.
+    completed. Between the two the transport reads; there is no other copy of large data. ``allocate`` gives the memory
+    for each large buffer.
 
     >>> parser = FrameParser()
     >>> data = b"".join(encode(5, 0, 42, 0, 0, b"payload"))
@@ -255,7 +269,7 @@ class _LargeFrame:
         self._waiting[:0] = [place for place in reversed(self._inline) if place.nbytes]
 
     def frame(self) -> Frame:
-        frame = Frame(*self._header, self._body)
+        frame = Frame(*self._header, memoryview(self._body))
         inline = iter(self._inline)
         frame.buffers = [None if length & IN_SEGMENT else next(inline) for length in self._lengths]
         frame.segment_lengths = [length & ~IN_SEGMENT for length in self._lengths if length & IN_SEGMENT]

@@ -1,13 +1,14 @@
 """The life of a worker: from its first message to its end.
 
-Entered by the fork server's child (``run_forked``). The main thread reads a request, runs it, answers, reads the next; there
-is no hand-over for short requests. While it is in user code for more than a tick, the reader's background thread reads: it
-answers what needs no user code, gives further direct calls threads of their own, sends finished results, and takes orders to
-stop. Owns: what the main thread is doing, and whether SIGINT may interrupt it.
+Entered by the fork server's child (``run_forked``). The main thread reads a request, runs it, answers, reads the next;
+there is no hand-over for short requests. While it is in user code for more than a tick, the reader's background thread
+reads: it answers what needs no user code, gives further direct calls threads of their own, sends finished results, and
+takes orders to stop. Owns: what the main thread is doing, and whether SIGINT may interrupt it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -97,7 +98,7 @@ class Worker:
             self._tasks.main_is_free = True
 
     def _run_guarded(self, run: Callable[[], None]) -> None:
-        """Run user code, which SIGINT may interrupt. One that comes at the edge, when the code is done, is of no effect."""
+        """Run user code, which SIGINT may interrupt. One that comes when the code is just done is of no effect."""
         try:
             self._may_interrupt = True
             run()
@@ -198,15 +199,12 @@ def _fresh_main() -> None:
 
 
 def _enable_faulthandler() -> None:
-    try:
+    # There may be no standard error to write to.
+    with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
         faulthandler.enable()
-    except (OSError, ValueError, RuntimeError, AttributeError):  # no standard error to write to
-        pass
 
 
 def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass

@@ -1,7 +1,8 @@
 """What a cluster manager promises, and the record that describes one launched worker.
 
-Used by ``membership.addprocs`` and by everyone who writes a manager. ``launch`` runs in the thread of ``addprocs``; ``manage`` and
-``kill`` may run on any thread and must not wait for the worker. Errors of a manager are raised by ``addprocs``.
+Used by ``membership.addprocs`` and by everyone who writes a manager. ``launch`` runs in the thread of ``addprocs``;
+``manage`` and ``kill`` may run on any thread and must not wait for the worker. Errors of a manager are raised by
+``addprocs``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class WorkerConfig:
     """All that is known of one worker before it has joined. Every field is None until a manager sets it.
 
     A manager sets ``stream`` (a connected socket), or ``io`` (the worker's standard output, on which its address line
-    comes), or ``host`` and ``port``. Julia's ``WorkerConfig``; ``stream`` is ours, for workers that share a socket pair.
+    comes), or ``host`` and ``port``. Julia's ``WorkerConfig``; ``stream`` is ours, for workers that share a socket
+    pair.
 
     >>> WorkerConfig(host="127.0.0.1", port=9000)
     WorkerConfig(host='127.0.0.1', port=9000)
@@ -89,8 +91,8 @@ class Launched(Protocol):
 class ClusterManager:
     """Starts, reaches and stops workers of one kind. Subclass it and give ``launch``.
 
-    Julia's ``ClusterManager``: the four methods mean the same; ``manage`` does nothing by default, and ``launched`` may be
-    appended to from any thread without a condition.
+    Julia's ``ClusterManager``: the four methods mean the same; ``manage`` does nothing by default, and ``launched`` may
+    be appended to from any thread without a condition.
     """
 
     def launch(self, params: dict[str, Any], launched: Launched) -> None:

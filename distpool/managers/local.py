@@ -1,8 +1,8 @@
 """Workers on this machine, forked by the fork server and reached over an inherited socket pair.
 
-Used by ``addprocs(n)`` and by pools that own their workers. One fork server per process and list of preloaded modules, kept
-warm for the next pool and ended with the process; its reports (started, exited and how) come in on the reading thread.
-Owns: the fork servers, the shared page on which workers note what they are doing.
+Used by ``addprocs(n)`` and by pools that own their workers. One fork server per process and list of preloaded modules,
+kept warm for the next pool and ended with the process; its reports (started, exited and how) come in on the reading
+thread. Owns: the fork servers, the shared page on which workers note what they are doing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from distpool.managers.interface import ClusterManager, Launched, WorkerConfig, 
 from distpool.segments import SharedPage
 from distpool.transport import Reader
 
-# Workers use one core each unless asked otherwise (Julia turns BLAS down in the same way): with as many workers as cores,
-# libraries that start a thread per core would run cores x cores threads.
+# Workers use one core each unless asked otherwise (Julia turns BLAS down in the same way): with as many workers as
+# cores, libraries that start a thread per core would run cores x cores threads.
 THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -214,8 +214,8 @@ atexit.register(_servers.close)
 class LocalManager(ClusterManager):
     """Starts ``np`` workers on this machine. Julia's ``LocalManager``; ``repr`` says no more than that, as there.
 
-    Workers share a socket pair with this process: no port is opened. ``preload`` names modules that the fork server imports
-    once, before it forks the first worker, so that all workers share their memory.
+    Workers share a socket pair with this process: no port is opened. ``preload`` names modules that the fork server
+    imports once, before it forks the first worker, so that all workers share their memory.
     """
 
     def __init__(self, np: int, restrict: bool = True, *, reader: Reader, preload: Sequence[str] = ()) -> None:
@@ -232,7 +232,7 @@ class LocalManager(ClusterManager):
         return default_addprocs_params()
 
     def launch(self, params: dict[str, Any], launched: Launched) -> None:
-        """Fork the workers; each gets this process's directory, environment, ``sys.path`` and ``sys.argv`` as they are now."""
+        """Fork the workers; each gets our directory, environment, ``sys.path`` and ``sys.argv`` as they are now."""
         if self.np <= 0:
             return
         forks = _servers.get(self._reader, self._preload)
