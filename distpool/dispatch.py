@@ -132,6 +132,7 @@ class Dispatch:
         self._member = member
         self._lock = threading.Lock()  # protects the fields below, and the fields of slots and shipments
         self._slots: dict[int, Slot] = {}
+        self._lost: set[int] = set()  # died with work in flight, and the pool has not removed them yet
         self._jobs: deque[Job] = deque()
         self._takers: deque[Waiter] = deque()  # threads in take() and wait()
         self._drainers: list[Waiter] = []  # threads in drain()
@@ -150,13 +151,15 @@ class Dispatch:
                 self._slots[pid] = Slot(pid, peer, progress() if progress is not None else None)
         self._capacity_came()
 
-    def remove_worker(self, pid: int) -> None:
-        """Give a worker nothing more; what it has comes back by ``lost`` when it is gone."""
+    def remove_worker(self, pid: int) -> bool:
+        """Give a worker nothing more; what it has comes back by ``lost`` when it is gone. False if it was not one of ours."""
         with self._lock:
-            self._slots.pop(pid, None)
+            was_ours = self._slots.pop(pid, None) is not None or pid in self._lost
+            self._lost.discard(pid)
             takers = list(self._takers) if not self._slots else []
         for taker in takers:
             taker.complete()
+        return was_ours
 
     def workers(self) -> list[int]:
         """The pids that have a slot, in the order of their coming."""
@@ -443,7 +446,8 @@ class Dispatch:
         """A worker is gone: the task it was in fails, what had not started (or not been sent back) goes to others."""
         with self._lock:
             self._unbook(shipment)
-            self._slots.pop(shipment.slot.pid, None)
+            if self._slots.pop(shipment.slot.pid, None) is not None:
+                self._lost.add(shipment.slot.pid)
         job, run, done = shipment.job, shipment.run, shipment.done
         if shipment.is_dropped:
             return

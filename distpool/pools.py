@@ -185,9 +185,8 @@ class WorkerPool(AbstractWorkerPool):
         """A process has joined the cluster; the default pool takes it."""
 
     def _departed(self, pid: int, error: ProcessExitedException) -> None:
-        if pid not in self._dispatch.workers():
+        if not self._dispatch.remove_worker(pid):
             return
-        self._dispatch.remove_worker(pid)
         if self._owned is not None:
             self._owned.departed(pid, error)
         elif not self._dispatch.workers():
