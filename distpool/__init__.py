@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from distpool.managers.interface import WorkerConfig as WorkerConfig
     from distpool.managers.local import LocalManager as LocalManager
     from distpool.membership import addprocs as addprocs
+    from distpool.membership import check_same_host as check_same_host
     from distpool.membership import myid as myid
     from distpool.membership import nprocs as nprocs
     from distpool.membership import nworkers as nworkers
@@ -58,6 +59,7 @@ _ROOMS = {
     "managers.local": ("LocalManager",),
     "membership": (
         "addprocs",
+        "check_same_host",
         "myid",
         "nprocs",
         "nworkers",

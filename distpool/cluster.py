@@ -156,7 +156,8 @@ class Cluster:
         with self._lock:
             if peer.pid in self._departed:
                 return False
-            departure.was_asked = departure.was_asked or peer.pid in self._terminating
+            # One that is being removed or never joined: whoever asked for that is told by the call that did.
+            departure.was_asked = departure.was_asked or peer.pid not in self._peers
             self._departed[peer.pid] = departure
             self._peers.pop(peer.pid, None)
             self._terminating.pop(peer.pid, None)

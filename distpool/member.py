@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -57,6 +58,9 @@ class Member:
         self._beginning: dict[tuple[int, int], bool] = {}
         self._beginning_lock = threading.Lock()  # protects _beginning
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
+        self.announces_deaths = False  # True for the cluster of ``addprocs``; pools replace their dead without a word
+        self._notices: deque[str] = deque()  # of deaths, not yet printed
+        self._notices_lock = threading.Lock()  # held while printing, so that the end of the program comes after it
         self.membership_lock = threading.Lock()  # one addprocs or rmprocs at a time (Julia's rule)
         self.actions: dict[int, Action] = {
             m.RESULT: self._answer,
@@ -128,6 +132,15 @@ class Member:
     def _depart(self, peer: Peer, departure: Departure) -> None:
         if self.cluster.depart(peer, departure):
             self.configs.pop(peer.pid, None)
+            if self.announces_deaths and not departure.was_asked:
+                self._notices.append(f"distpool: {departure.error(peer.pid)}")
+                self.threads.run(self.print_notices)
+
+    def print_notices(self) -> None:
+        """Print what nobody may have waited for: which workers died by themselves. Not for the reading thread."""
+        with self._notices_lock:
+            while self._notices:
+                print(self._notices.popleft(), file=sys.stderr, flush=True)
 
     def _client_gone(self, pid: int, error: BaseException) -> None:
         self.store.client_gone(pid)
@@ -379,7 +392,13 @@ def default_member() -> Member:
         _forget_after_fork()
         if _default is None:
             _default = Member(DRIVER, process_reader())
+            _default.announces_deaths = True
         return _default
+
+
+def existing_default() -> Member | None:
+    """As ``default_member``, but None when this process has had no use for one."""
+    return _default if _owner_pid == os.getpid() else None
 
 
 def install_default(member: Member, reader: Reader) -> None:

@@ -9,16 +9,18 @@ and out: EXIT, and if that is not obeyed within the grace time, SIGKILL.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from distpool import messages as m
+from distpool.calls import remotecall_fetch
 from distpool.errors import CompositeException, LaunchWorkerError
 from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.managers.local import LocalManager
-from distpool.member import Member, default_member
+from distpool.member import Member, default_member, existing_default
 from distpool.messages import DRIVER
 from distpool.peer import Peer, Reply
 from distpool.pickling import dump
@@ -28,6 +30,10 @@ from distpool.transport import Deadline, Waiter
 WORKER_TIMEOUT: Final = 60.0
 # Seconds between asking a worker to end and killing it. Short, for a local process that does not obey is stuck.
 GRACE_SECONDS: Final = 2.0
+# The same at the end of the program: with the kill after it, everything is over within two seconds.
+FAREWELL_SECONDS: Final = 1.0
+# What a manager may call the machine that process 1 runs on.
+_THIS_MACHINE: Final = ("127.0.0.1", "::1", "localhost")
 
 
 def worker_timeout() -> float:
@@ -44,9 +50,39 @@ def myid() -> int:
     return default_member().pid
 
 
-def procs() -> list[int]:
-    """Return the ids of all processes, this one included, ascending."""
-    return default_member().cluster.procs()
+def procs(pid: int | None = None) -> list[int]:
+    """Return the ids of all processes, this one included, ascending; with ``pid`` those on the same machine as it.
+
+    Raises ValueError for a ``pid`` that never was a process, ProcessExitedException for one that is gone.
+    """
+    member = default_member()
+    if pid is None:
+        return member.cluster.procs()
+    if member.pid != DRIVER:  # process 1 knows who runs where
+        return remotecall_fetch(procs, DRIVER, pid)
+    host = _host(member, pid)
+    return [each for each in member.cluster.procs() if _host(member, each) == host]
+
+
+def check_same_host(pids: Iterable[int]) -> bool:
+    """Return whether all these processes run on one machine; asks process 1. Raises as ``procs(pid)`` does.
+
+    >>> check_same_host([1])
+    True
+    """
+    member = default_member()
+    if member.pid != DRIVER:
+        return remotecall_fetch(check_same_host, DRIVER, list(pids))
+    return len({_host(member, pid) for pid in pids}) <= 1
+
+
+def _host(member: Member, pid: int) -> str:
+    """The machine of a process, as process 1 knows it; one name for this machine, however a worker here was started."""
+    if not member.cluster.is_member(pid):
+        raise member.cluster.absence(pid)
+    config = member.configs.get(pid)
+    host = config.host if config is not None else None
+    return host if host is not None and host not in _THIS_MACHINE else "localhost"
 
 
 def workers() -> list[int]:
@@ -64,9 +100,9 @@ def nworkers() -> int:
     return len(workers())
 
 
-def other_procs() -> list[int]:
-    """Return the ids of all processes but this one. From Julia's DistributedNext."""
-    return [pid for pid in procs() if pid != myid()]
+def other_procs(pid: int | None = None) -> list[int]:
+    """Return ``procs(pid)`` without this process. From Julia's DistributedNext."""
+    return [each for each in procs(pid) if each != myid()]
 
 
 def other_workers() -> list[int]:
@@ -82,20 +118,26 @@ def addprocs(
     *,
     preload: Sequence[str] = (),
     timeout: float | None = None,
+    on_failure: str = "raise",
     **options: Any,
 ) -> list[int]:
     """Start workers and return their ids, ascending, when all have joined.
 
     ``what`` is a number of local workers (None: as many as cores that this process may use) or a ``ClusterManager``.
-    Options of local workers: ``dir``, ``env``, ``exename``, ``exeflags``, ``enable_threaded_blas``, ``topology``, ``lazy``,
-    ``restrict``; ``preload`` names modules that all of them share; ``timeout`` is the limit in seconds for one to join.
+    Options of local workers: ``dir``, ``env``, ``exename``, ``exeflags``, ``enable_threaded_blas``, ``topology``,
+    ``lazy``, ``restrict``; ``preload`` names modules that all of them share; ``timeout`` is the limit in seconds for
+    one to join, by default the environment variable ``DISTPOOL_WORKER_TIMEOUT``, else 60. ``on_failure`` says what
+    happens when some do not join: "raise" an error while the others stay, "warn" and return the others, or "rollback":
+    remove the others and raise.
 
-    Raises RuntimeError on a worker, ValueError for a negative number or a bad option value, TypeError for an unknown option,
-    CompositeException when some did not join: one LaunchWorkerError each, and ``.pids`` has those that did. Julia's
-    ``addprocs``.
+    Raises RuntimeError on a worker, ValueError for a negative number or a bad option value, TypeError for an unknown
+    option, CompositeException when some did not join: one LaunchWorkerError each, and ``.pids`` has those that did.
+    Julia's ``addprocs``.
     """
     member = default_member()
     _require_driver(member, "addprocs")
+    if on_failure not in ("raise", "warn", "rollback"):
+        raise ValueError(f"on_failure={on_failure!r}: it is 'raise', 'warn' or 'rollback'")
     if what is None:
         what = usable_cores()
     if isinstance(what, bool) or not isinstance(what, (int, ClusterManager)):
@@ -109,7 +151,23 @@ def addprocs(
     else:
         manager = what
         params = {**manager.default_addprocs_params(), **options}
-    return add_workers(member, manager, params, timeout)
+    try:
+        return add_workers(member, manager, params, timeout)
+    except CompositeException as error:
+        if on_failure == "raise":
+            raise
+        if on_failure == "rollback":
+            remove_workers(member, error.pids)
+            error.pids = []
+            raise
+        _warn(f"addprocs: {error}")
+        return list(error.pids)
+
+
+def _warn(text: str) -> None:
+    import warnings  # rarely needed
+
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def usable_cores() -> int:
@@ -124,7 +182,7 @@ def usable_cores() -> int:
 
 
 def _cgroup_quota() -> int | None:
-    """Read the quota of version 2, then of version 1; an empty or odd file means none (some container systems write such)."""
+    """Read the quota of version 2, then of version 1; an empty or odd file means none (some containers have such)."""
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             amount, period = file.read().split()[:2]
@@ -216,7 +274,8 @@ def add_workers(
         except Exception as error:  # the manager's own: raised below, after those that did start have joined
             failure = error
         deadline = Deadline(limit)
-        errors = [error for joining in launched.joining if (error := joining.finish(deadline)) is not None]
+        outcomes = [joining.finish(deadline) for joining in launched.joining]
+        errors = [outcome for outcome in outcomes if outcome is not None]
         pids = sorted(joining.pid for joining in launched.joining if member.cluster.is_member(joining.pid))
         tell_members(member)
     if failure is not None:
@@ -258,6 +317,11 @@ class Removal:
         """True when they are gone, or the removal has failed."""
         return self._done.is_set()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._done.is_set() or self._error is not None:
+            raise TypeError("the handle of a removal can be sent to another process only when the removal is done")
+        return _finished_removal, (self.pids,)
+
     def run(self, remove: Callable[[], None]) -> None:
         """Do it, and remember how it ended."""
         try:
@@ -268,12 +332,18 @@ class Removal:
             self._done.set()
 
 
+def _finished_removal(pids: Sequence[int]) -> Removal:
+    removal = Removal(pids)
+    removal._done.set()
+    return removal
+
+
 def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None) -> Removal:
     """Remove workers: each ends in good order, or is killed after a grace time. Returns a handle with ``wait``.
 
-    ``waitfor`` is the limit in seconds for all of them (TimeoutError names those left), None waits as long as it takes, 0
-    returns at once with the removal going on. Removing process 1 only warns; a process that is gone is skipped; one that
-    never was is a ValueError; RuntimeError on a worker. Julia's ``rmprocs``.
+    ``waitfor`` is the limit in seconds for all of them (TimeoutError names those left), None waits as long as it takes,
+    0 returns at once with the removal going on. Removing process 1 only warns; a process that is gone is skipped; one
+    that never was is a ValueError; RuntimeError on a worker. Julia's ``rmprocs``.
     """
     member = default_member()
     _require_driver(member, "rmprocs")
@@ -282,9 +352,7 @@ def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None) -> Removal
         if pid != DRIVER and not member.cluster.is_member(pid) and not member.cluster.was_member(pid):
             raise ValueError(f"rmprocs({pid}): there never was such a process; procs() is {member.cluster.procs()}")
     if DRIVER in wanted:
-        import warnings
-
-        warnings.warn("rmprocs: process 1 is not removed", RuntimeWarning, stacklevel=2)
+        _warn("rmprocs: process 1 is not removed")
         wanted = [pid for pid in wanted if pid != DRIVER]
     removal = Removal(wanted)
     if waitfor == 0:
@@ -372,3 +440,23 @@ def _flat(pids: Iterable[Any]) -> list[int]:
 def leave(member: Member) -> None:
     """End every worker of a cluster, within bounds: for the end of a pool or of the process."""
     remove_workers(member, [peer.pid for peer in member.cluster.peers()])
+
+
+def _leave_at_exit() -> None:
+    """Let the workers of the default cluster end in good order, so that what they have printed is not lost.
+
+    Without the membership lock: a thread that adds or removes workers just now may never give it back. What is left
+    after the bounded time is killed with the fork server, whose exit handler was registered earlier and so runs later.
+    """
+    member = existing_default()
+    if member is None or member.pid != DRIVER:
+        return
+    leaving = begin_removal(member, member.cluster.procs())
+    if leaving:
+        deadline = Deadline(FAREWELL_SECONDS)
+        for each in [_Gone(member, peer) for peer in leaving]:
+            member.reader.wait(each, deadline)
+    member.print_notices()
+
+
+atexit.register(_leave_at_exit)
