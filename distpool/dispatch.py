@@ -398,15 +398,30 @@ class Dispatch:
         if not (results and isinstance(results[0], Outcome)):
             job.settle(run, run.first + start, results)
             return
+        doubtful: list[tuple[int, Outcome]] = []
         for index, outcome in enumerate(results, start):
-            if outcome.ok:
+            if outcome.ok and job.retries is not None and isinstance(outcome, Unopened):
+                doubtful.append((index, outcome))
+            elif outcome.ok:
                 job.settle(run, run.first + index, [outcome])
             elif shipment.late == index:
                 self._failed(job, run, index, Raised(_too_late(job)))
             else:
                 self._failed(job, run, index, outcome)
+        if doubtful:
+            self._member.threads.run(lambda: self._open_and_judge(job, run, doubtful))
 
     # -- failures ------------------------------------------------------------------------------------------------
+
+    def _open_and_judge(self, job: Job, run: Run, results: list[tuple[int, Outcome]]) -> None:
+        """Open results now, because the user has handlers for those that do not open. In a call thread."""
+        for index, outcome in results:
+            try:
+                value = outcome.value()
+            except BaseException as error:  # the user's objects
+                self._judge(job, run, index, Raised(error))
+            else:
+                job.settle(run, run.first + index, [value])
 
     def _failed(self, job: Job, run: Run, index: int, outcome: Outcome) -> None:
         """A task has failed, for whatever reason: judge it elsewhere if the user wants that, else it is its result."""

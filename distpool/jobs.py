@@ -158,7 +158,12 @@ class Job:
 
     def pack(self, run: Run) -> tuple[Parcel, bool]:
         """Pickle tasks; the boolean says that they were pickled one by one. Raises when some task cannot be pickled."""
-        parcel = dump((self.how, run.items))
+        try:
+            parcel = dump((self.how, run.items))
+        except TypeError:
+            if len(run.items) == 1:
+                dump(run.items[0])  # raises again, and names the part as seen from the item
+            raise
         if parcel.foreign and len(run.items) > 1:
             return bundle([(True, dump(item)) for item in run.items], note=self.how), True
         return parcel, False

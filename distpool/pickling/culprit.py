@@ -23,7 +23,15 @@ _WIDTH: Final = 10_000  # parts of one container that are tried
 
 def explain(obj: object, error: Exception) -> TypeError:
     """The error to raise: what was to be sent, which part of it fails, of which type, and why."""
-    root, starts = _starts(obj)
+    return _explain(*_starts(obj), obj, error)
+
+
+def explain_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any], error: Exception) -> TypeError:
+    """As `explain`, for the arguments of a call."""
+    return _explain("call", _arguments(arguments, keywords), (arguments, keywords), error)
+
+
+def _explain(root: str, starts: list[tuple[str, Any]], obj: object, error: Exception) -> TypeError:
     deadline = monotonic() + _SECONDS
     path, culprit, reason = root, obj, error
     for label, part in starts:
@@ -50,11 +58,13 @@ def explain_global(name: str, value: object, error: Exception) -> str:
 def _starts(obj: Any) -> tuple[str, list[tuple[str, Any]]]:
     """A call is (function, arguments, keywords): name its parts as the user wrote them."""
     if type(obj) is tuple and len(obj) == 3 and callable(obj[0]) and type(obj[1]) is tuple and type(obj[2]) is dict:
-        parts = [("function", obj[0])]
-        parts += [(f"args[{index}]", value) for index, value in enumerate(obj[1])]
-        parts += [(f"kwargs[{key!r}]", value) for key, value in obj[2].items()]
-        return "call", parts
+        return "call", [("function", obj[0]), *_arguments(obj[1], obj[2])]
     return "value", [("value", obj)]
+
+
+def _arguments(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> list[tuple[str, Any]]:
+    parts = [(f"args[{index}]", value) for index, value in enumerate(arguments)]
+    return parts + [(f"kwargs[{key!r}]", value) for key, value in keywords.items()]
 
 
 def _descend(path: str, obj: Any, error: Exception, deadline: float) -> tuple[str, Any, Exception]:

@@ -115,7 +115,14 @@ def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Parc
                 break
         else:
             return Parcel(pickle.dumps((arguments, keywords), 5), [])
-    return dump((arguments, keywords))
+    try:
+        return dump((arguments, keywords))
+    except TypeError as error:
+        if not isinstance(error.__cause__, Exception):
+            raise
+        from .culprit import explain_arguments  # only for failures
+
+        raise explain_arguments(arguments, keywords, error.__cause__) from error.__cause__
 
 
 def goes_by_name(function: object) -> bool:
