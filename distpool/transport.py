@@ -66,10 +66,11 @@ class Deadline:
 class Waiter:
     """One thread's wait for one event. Whoever brings the event calls ``complete``; ``Reader.wait`` does the rest."""
 
-    __slots__ = ("_lock", "done")
+    __slots__ = ("_leads", "_lock", "done")
 
     def __init__(self) -> None:
         self.done = False
+        self._leads: Reader | None = None  # the reader that its thread leads just now: it sleeps in a poll, if at all
         self._lock: threading.Lock | None = None  # made only when its thread must sleep: most never do
 
     def complete(self) -> None:
@@ -85,6 +86,9 @@ class Waiter:
                 lock.release()
             except RuntimeError:  # it is awake already
                 pass
+        reader = self._leads
+        if reader is not None and not reader.is_leading:  # brought by another thread: nothing arrives that ends the poll
+            reader.wake()
 
     def sleep(self, timeout: float | None) -> None:
         """Wait for ``wake``. The lock must exist before the waiter is made known (``prepare_to_sleep``)."""
@@ -188,7 +192,7 @@ class Reader:
         self._is_nudged = False  # it shall read without waiting for the end of its tick
         self._unpark = threading.Lock()  # released to wake the background thread
         self._unpark.acquire()
-        self._on_takeover = on_takeover
+        self.on_takeover = on_takeover  # may be set later, by the one whose main thread it is about
         # Told when a thread begins (True) and ends (False) a wait; a worker learns so that user code waits.
         self.on_wait: Callable[[bool], None] | None = None
         self._closed = False
@@ -299,9 +303,11 @@ class Reader:
     def _lead(self, waiter: Waiter, deadline: Deadline | None, eager: bool) -> None:
         try:
             self._leader = threading.get_ident()
+            waiter._leads = self  # before looking: whoever completes it from now on ends the poll
             while not waiter.done and not (deadline and deadline.has_passed):
                 self._turn(deadline.remaining() if deadline else None, eager)
         finally:
+            waiter._leads = None
             self._give_up_role()
 
     def _give_up_role(self) -> None:
@@ -422,8 +428,8 @@ class Reader:
         self._background_leads = True
         self._leader = threading.get_ident()
         try:
-            if self._on_takeover is not None:
-                self._on_takeover()
+            if self.on_takeover is not None:
+                self.on_takeover()
             while not self._step_aside and not self._closed:
                 if self._followers:  # came while we took the role
                     break
