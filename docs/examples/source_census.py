@@ -169,7 +169,7 @@ def census_here(paths: list[str]) -> Iterable[Report]:
 
 def census_with_pool(paths: list[str], workers: int | None) -> Iterable[Report]:
     """The same in worker processes; reports come as they are ready."""
-    with distpool.WorkerPool(workers, initializer=be_quiet) as pool:
+    with distpool.WorkerPool(processes=workers, initializer=be_quiet) as pool:
         yield from pool.imap_unordered(examine, paths)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 from tests.bench import peers, work
@@ -15,10 +16,21 @@ from tests.bench.runner import Contender, Goal, Measure, Row, Scale
 FLOAT = 8  # bytes
 
 
-def _timed(call: Callable[[], object]) -> Measure:
+def _array(megabytes: int) -> Any:
+    import numpy
+
+    return numpy.ones(megabytes * 1_000_000 // FLOAT)
+
+
+def _timed(call: Callable[[Any], Any], made: Callable[[], Any]) -> Measure:
+    """Seconds of one call with an argument made for it: remembering what was sent before gains nothing."""
+
     def measure() -> float:
+        argument = made()
         start = time.perf_counter()
-        kept = call()  # freed after the clock is read: giving memory back is not part of the transfer
+        kept = call(argument)  # freed after the clock is read: giving memory back is not part of the transfer
+        if hasattr(kept, "nbytes"):
+            work.ends(kept)  # what came back is there to be used
         taken = time.perf_counter() - start
         del kept
         return taken
@@ -26,63 +38,54 @@ def _timed(call: Callable[[], object]) -> Measure:
     return measure
 
 
-def _array(megabytes: int) -> Any:
-    import numpy
-
-    return numpy.ones(megabytes * 1_000_000 // FLOAT)
-
-
 @contextmanager
-def _memcpy(array: Any, times: int = 1) -> Iterator[Measure]:
+def _memcpy(made: Callable[[], Any], times: int = 1) -> Iterator[Measure]:
     """The limit: copy the bytes once into memory that the process did not have before."""
     import numpy
 
-    def copies() -> list[Any]:
-        made = []
+    def copies(array: Any) -> list[Any]:
+        copied = []
         for _ in range(times):
             fresh = numpy.empty_like(array)
             numpy.copyto(fresh, array)
-            made.append(fresh)
-        return made
+            copied.append(fresh)
+        return copied
 
-    yield _timed(copies)
+    yield _timed(copies, made)
 
 
 def _one_way(deed: str, megabytes: int, copies: int) -> Sequence[Contender]:
     """Call one worker with an array, for an array, or both."""
-    array = _array(megabytes)
-    function, argument = {
-        "argument": (work.ends, array),
-        "read": (work.total, array),
-        "result": (work.made, len(array)),
-        "both": (work.echo, array),
-    }[deed]
+    function = {"argument": work.ends, "read": work.total, "result": work.made, "both": work.echo}[deed]
+    make_array = partial(_array, megabytes)
+    make_length = partial(int, megabytes * 1_000_000 // FLOAT)
+    made = make_length if deed == "result" else make_array
 
     @contextmanager
     def ours() -> Iterator[Measure]:
         with peers.our_pool(1) as opened:
-            yield _timed(lambda: opened.submit(function, argument).result())
+            yield _timed(lambda argument: opened.submit(function, argument).result(), made)
 
     @contextmanager
     def pool() -> Iterator[Measure]:
         with peers.mp_pool(1) as opened:
-            yield _timed(lambda: opened.apply(function, (argument,)))
+            yield _timed(lambda argument: opened.apply(function, (argument,)), made)
 
     @contextmanager
     def executor() -> Iterator[Measure]:
         with peers.executor(1) as opened:
-            yield _timed(lambda: opened.submit(function, argument).result())
+            yield _timed(lambda argument: opened.submit(function, argument).result(), made)
 
     @contextmanager
     def joblib() -> Iterator[Measure]:
         with peers.joblib_starmap(2) as starmap:
-            yield _timed(lambda: starmap(function, [(argument,)]))
+            yield _timed(lambda argument: starmap(function, [(argument,)])[0], made)
 
     return [
         Contender("multiprocessing.Pool", pool),
         Contender("ProcessPoolExecutor", executor),
         Contender("joblib", joblib),
-        Contender("memcpy", lambda: _memcpy(array, copies)),
+        Contender("memcpy", lambda: _memcpy(make_array, copies)),
         Contender("distpool", ours),
     ]
 
@@ -91,22 +94,35 @@ def _direction(deed: str, copies: int = 1) -> Callable[[Scale], Sequence[Contend
     return lambda scale: _one_way(deed, scale.size(100, 10), copies)
 
 
-MapEach = Callable[[Callable[[Any], Any], Sequence[Any]], Any]
+Starmap = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Any]
+Tasks = tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]
+
+
+def _in_function(array: Any, path: str, workers: int) -> Tasks:
+    """The function carries the array, as a closure would."""
+    return partial(work.hold, array), [(path,)] * workers
+
+
+def _in_items(array: Any, path: str, workers: int) -> Tasks:
+    """Each task names the same array as its argument."""
+    return work.hold, [(array, path)] * workers
 
 
 class _Held:
     """The same array to every worker of one pool, held there while the memory of the workers is looked at."""
 
-    def __init__(self, array: Any, workers: int, path: str, starmap: Callable[..., Any]) -> None:
-        self.array = array
+    def __init__(self, megabytes: int, tasks: Callable[[Any, str, int], Tasks], workers: int, path: str) -> None:
+        self.made = partial(_array, megabytes)
+        self.tasks = tasks  # how the array travels
         self.workers = workers
         self.path = path  # of the meeting, so that every worker gets one array
-        self.starmap = starmap
+        self.starmap: Starmap  # of the contender
 
     def seconds(self) -> float:
         """Until the last worker had the array."""
+        array = self.made()  # a new one: a contender that remembers what it sent before gains nothing
         start = time.perf_counter()
-        kept = self._hold()
+        kept = self._hold(array)
         self._release()
         return max(arrived for _, arrived in kept) - start
 
@@ -121,15 +137,16 @@ class _Held:
     def _growth(self, kind: str) -> list[float]:
         import psutil
 
-        self._hold()  # a first time, so that what stays for ever (allocator, imports) is not counted
+        array = self.made()
+        self._hold(array[: len(array) // 10])  # a first time: what stays for ever (imports) is not counted
         before = {pid: getattr(psutil.Process(pid).memory_full_info(), kind) for pid in self._release()}
-        kept = [pid for pid, _ in self._hold()]
+        kept = [pid for pid, _ in self._hold(array)]
         after = {pid: getattr(psutil.Process(pid).memory_full_info(), kind) for pid in kept}
         self._release()
         return [after[pid] - before[pid] for pid in after]
 
-    def _hold(self) -> list[tuple[int, float]]:
-        kept: list[tuple[int, float]] = list(self.starmap(work.hold, [(self.array, self.path)] * self.workers))
+    def _hold(self, array: Any) -> list[tuple[int, float]]:
+        kept: list[tuple[int, float]] = list(self.starmap(*self.tasks(array, self.path, self.workers)))
         assert len({pid for pid, _ in kept}) == self.workers, "a worker got two arrays and another none"
         return kept
 
@@ -139,33 +156,37 @@ class _Held:
         return freed
 
 
-def _to_all(figure: Callable[[_Held], Measure], *, beside_memcpy: bool) -> Callable[[Scale], Sequence[Contender]]:
+def _to_all(
+    figure: Callable[[_Held], float], tasks: Callable[[Any, str, int], Tasks], *limits: str
+) -> Callable[[Scale], Sequence[Contender]]:
     def contenders(scale: Scale) -> Sequence[Contender]:
-        array = _array(scale.size(400, 20))
-        workers = scale.workers
+        megabytes, workers = scale.size(400, 20), scale.workers
+
+        def contender(name: str, opened: Callable[[], AbstractContextManager[Starmap]]) -> Contender:
+            @contextmanager
+            def measured() -> Iterator[Measure]:
+                with opened() as starmap, meeting(workers) as path:
+                    held = _Held(megabytes, tasks, workers, path)
+                    held.starmap = starmap
+                    yield partial(figure, held)
+
+            return Contender(name, measured)
 
         @contextmanager
-        def ours() -> Iterator[Measure]:
-            with peers.our_pool(workers) as opened, meeting(workers) as path:
-                yield figure(_Held(array, workers, path, opened.starmap))
+        def ours() -> Iterator[Starmap]:
+            with peers.our_pool(workers) as opened:
+                yield opened.starmap
 
         @contextmanager
-        def pool() -> Iterator[Measure]:
-            with peers.mp_pool(workers) as opened, meeting(workers) as path:
-                yield figure(_Held(array, workers, path, lambda function, items: opened.starmap(function, items, 1)))
+        def pool() -> Iterator[Starmap]:
+            with peers.mp_pool(workers) as opened:
+                yield lambda function, items: opened.starmap(function, items, 1)
 
-        @contextmanager
-        def joblib() -> Iterator[Measure]:
-            options = {"batch_size": 1, "pre_dispatch": "all"}
-            with peers.joblib_starmap(workers, **options) as starmap, meeting(workers) as path:
-                yield figure(_Held(array, workers, path, starmap))
-
-        limit = [Contender("memcpy", lambda: _memcpy(array))] if beside_memcpy else []
         return [
-            Contender("multiprocessing.Pool", pool),
-            Contender("joblib", joblib),
-            *limit,
-            Contender("distpool", ours),
+            contender("multiprocessing.Pool", pool),
+            contender("joblib", partial(peers.joblib_starmap, workers, batch_size=1, pre_dispatch="all")),
+            *[Contender(limit, lambda: _memcpy(partial(_array, megabytes))) for limit in limits],
+            contender("distpool", ours),
         ]
 
     return contenders
@@ -204,14 +225,14 @@ ROWS = [
     Row(
         "array-to-all",
         "400 MB array to all workers: time",
-        _to_all(lambda held: held.seconds, beside_memcpy=True),
+        _to_all(_Held.seconds, _in_function, "memcpy"),
         goals=(Goal("copied once: at most 2 × one memcpy", 2.0, "memcpy"),),
-        note="`starmap` with the same array in each task, until the last worker has it.",
+        note="The mapped function carries the array, as a closure would; until the last worker has it.",
     ),
     Row(
         "array-to-all-own",
         "400 MB array to all workers: own memory of each",
-        _to_all(lambda held: held.own_bytes, beside_memcpy=False),
+        _to_all(_Held.own_bytes, _in_function),
         "B",
         (Goal("near zero (below 1 MB)", 1e6),),
         "Growth of the unique set size (USS) of a worker that holds the array and has read all of it.",
@@ -219,9 +240,21 @@ ROWS = [
     Row(
         "array-to-all-total",
         "400 MB array to all workers: memory of all together",
-        _to_all(lambda held: held.all_bytes, beside_memcpy=False),
+        _to_all(_Held.all_bytes, _in_function),
         "B",
         (Goal("one copy (below 420 MB)", 420e6),),
         "Growth of the proportional set size (PSS), summed over the workers.",
+    ),
+    Row(
+        "array-in-items",
+        "400 MB array, the same in the arguments of each task: time",
+        _to_all(_Held.seconds, _in_items, "memcpy"),
+        note="`starmap` over tasks that all name one array.",
+    ),
+    Row(
+        "array-in-items-own",
+        "400 MB array, the same in the arguments of each task: own memory of each worker",
+        _to_all(_Held.own_bytes, _in_items),
+        "B",
     ),
 ]

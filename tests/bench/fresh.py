@@ -34,7 +34,9 @@ def _opened(deed: str, name: str, workers: int) -> Iterator[Measure]:
 def _probe(arguments: Sequence[str]) -> float:
     """One fresh interpreter in a session of its own, so that everything it left behind can be ended with it."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.bench.probe", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
+    # Else every process of every contender would compile all that it imports anew, and only that would be measured.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment) as child:
         try:
             output, _ = child.communicate(timeout=PROBE_LIMIT)
         except BaseException:

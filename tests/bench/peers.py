@@ -26,7 +26,7 @@ def our_pool(processes: int) -> Iterator[WorkerPool]:
     """distpool's own."""
     from distpool import WorkerPool
 
-    with WorkerPool(processes) as pool:
+    with WorkerPool(processes=processes) as pool:
         yield pool
 
 

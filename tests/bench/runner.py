@@ -18,9 +18,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-ROW_LIMIT = (
-    600  # seconds until a row that hangs prints all stacks and ends the run; arbitrary, the slowest takes about 120
-)
+# Seconds until a row that hangs prints all stacks and ends the run; arbitrary, the slowest takes about 120.
+ROW_LIMIT = 300
 
 Measure = Callable[[], float]
 OURS = "distpool"

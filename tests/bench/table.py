@@ -56,7 +56,8 @@ def _cells(outcome: Outcome) -> Iterator[tuple[str, ...]]:
     ours = outcome.median(OURS)
     for name, samples in outcome.samples.items():
         middle = outcome.median(name)
-        ratio = f"{middle / ours:.2f} ×" if ours and middle is not None and name != OURS else ""
+        # Beside figures below zero (less time than the lost work) a ratio would say nothing.
+        ratio = f"{middle / ours:.2f} ×" if middle and ours and ours > 0 and name != OURS else ""
         yield name, *(figure(value, outcome.row.unit) for value in (middle, min(samples), max(samples))), ratio
 
 
