@@ -36,7 +36,8 @@ def bundle(parts: Sequence[tuple[bool, Parcel]], note: int = 0) -> Parcel:
     names: dict[str, Any] = {}
     for _, parcel in parts:
         names.update(parcel.globals or {})
-    return Parcel(body, buffers, names or None, False)
+    refs = [claim for _, parcel in parts for claim in parcel.refs or ()]
+    return Parcel(body, buffers, names or None, False, refs or None)
 
 
 def unbundle(body: Buffer, buffers: Sequence[Any]) -> tuple[int, list[Item]]:

@@ -61,7 +61,7 @@ def call_into_future(
         member.store.create(rrid, client=pid)
         member.threads.run(lambda: _run_here(member, rrid, f, args, kwargs))
     else:
-        peer = member.cluster.peer(pid)
+        peer = member.peer(pid)
         if not peer.send_parcel(m.CALL, dump((f, args, kwargs)), whence=rrid.whence, ref=rrid.id):
             raise member.cluster.absence(pid)
         if peer.has_unsent:
@@ -100,7 +100,7 @@ def remotecall_wait(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwarg
     if pid == member.pid:
         return call_into_future(member, f, pid, args, kwargs).wait()
     rrid = member.next_rrid()
-    peer = member.cluster.peer(pid)
+    peer = member.peer(pid)
     frame = member.request(peer, m.CALL_WAIT, dump((f, args, kwargs)), rrid.whence, rrid.id)
     member.open_answer(peer, frame)
     return Future.of(member, pid, rrid)
@@ -128,7 +128,7 @@ def call_and_fetch(member: Member, f: Callable[..., T], pid: int, args: tuple[An
         except Exception as error:
             failure = wrapped(pid, error)
             raise failure from failure.captured.ex
-    peer = member.cluster.peer(pid)
+    peer = member.peer(pid)
     frame = member.request(peer, m.CALL_FETCH, dump((f, args, kwargs)))
     return member.open_answer(peer, frame)  # type: ignore[no-any-return]
 
@@ -151,7 +151,7 @@ def do_in(member: Member, f: Callable[..., Any], pid: int, args: tuple[Any, ...]
     if pid == member.pid:
         member.threads.run(lambda: _do_here(member, f, args, kwargs))
         return
-    peer = member.cluster.peer(pid)
+    peer = member.peer(pid)
     if not peer.send_parcel(m.DO, dump((f, args, kwargs))):
         raise member.cluster.absence(pid)
     if peer.has_unsent:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from distpool.errors import ProcessExitedException
 from distpool.messages import DRIVER
@@ -63,7 +63,9 @@ class Cluster:
 
     def __init__(self, pid: int) -> None:
         self.pid: int = pid  # this process
-        self.topology: Final = "all_to_all"
+        self.topology = "all_to_all"
+        self.is_lazy = True  # workers are connected when they first talk to each other
+        self.links: set[frozenset[int]] = set()  # with topology="custom": who may talk to whom
         self._lock = threading.Lock()  # protects the tables below
         self._peers: dict[int, Peer] = {}  # connected
         self._terminating: dict[int, Peer] = {}  # asked to end, still connected
@@ -86,8 +88,8 @@ class Cluster:
         return pids if len(pids) == 1 else [pid for pid in pids if pid != DRIVER]
 
     def is_member(self, pid: int) -> bool:
-        """True for this process and every connected one."""
-        return pid == self.pid or pid in self._peers
+        """True for this process, every connected one, and (on a worker) every one that process 1 has told of."""
+        return pid == self.pid or pid in self._peers or (pid in self._known and pid not in self._departed)
 
     def was_member(self, pid: int) -> bool:
         """True for a process that is gone, or going."""
@@ -136,9 +138,25 @@ class Cluster:
             tell(peer.pid)
 
     def know(self, pids: Iterable[int]) -> None:
-        """Replace the list of members that process 1 has told (worker only)."""
+        """Replace the list of members that process 1 has told (worker only); those that are missing have departed."""
         with self._lock:
-            self._known = set(pids)
+            known, self._known = self._known, set(pids)
+            gone = [pid for pid in known - self._known if pid not in self._peers and pid not in self._departed]
+            for pid in gone:
+                self._departed[pid] = Departure(was_asked=True)
+            listeners = list(self._on_departed)
+        for pid in gone:
+            for tell in listeners:
+                tell(pid, self._departed[pid].error(pid))
+
+    def may_meet(self, one: int, other: int) -> bool:
+        """Whether the topology lets two workers talk to each other."""
+        return self.topology == "all_to_all" or frozenset((one, other)) in self.links
+
+    def check_topology(self, one: int, other: int) -> None:
+        """Raise RuntimeError when the topology keeps two workers apart."""
+        if not self.may_meet(one, other):
+            raise RuntimeError(f"processes {one} and {other} are not connected: the topology is {self.topology!r}")
 
     def terminate(self, pid: int) -> Peer | None:
         """Begin an orderly removal: not a member any more, still connected. Returns None when it is gone or going."""

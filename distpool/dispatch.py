@@ -143,7 +143,7 @@ class Dispatch:
 
     def add_worker(self, pid: int) -> None:
         """Give a member of the cluster work from now on; harmless to repeat."""
-        peer = None if pid == self._member.pid else self._member.cluster.peer(pid)
+        peer = None if pid == self._member.pid else self._member.peer(pid)
         config = self._member.configs.get(pid)
         progress = getattr(config.process, "progress", None) if config is not None else None
         with self._lock:
@@ -389,7 +389,9 @@ class Dispatch:
                 values: list[Any] = load(frame.body, frame.buffers)
                 return values
             member, pid = self._member, shipment.slot.pid
-            return [Unopened(member, pid, item) for item in unbundle(frame.body, frame.buffers)[1]]
+            return [
+                Unopened(member, pid, item, frame.claims) for item in unbundle(frame.body, frame.buffers)[1]
+            ]
         except Exception as error:  # a payload that does not open costs these tasks, never the connection
             return [Raised(error)] * count
 

@@ -15,7 +15,8 @@ from typing import Any, Final, Generic, TypeVar
 from distpool.bundles import Item
 from distpool.errors import remote_exception
 from distpool.member import Member
-from distpool.refs import Future
+from distpool.pickling import note_ref
+from distpool.refs import Future, future_from
 from distpool.transport import Deadline, Waiter
 
 T = TypeVar("T")
@@ -61,9 +62,10 @@ class Raised(Outcome):
 class Unopened(Outcome):
     """The task's value or exception as it came, pickled. Opened when asked for, as often as asked for."""
 
-    __slots__ = ("_item", "_member", "_pid", "ok")
+    __slots__ = ("_claims", "_item", "_member", "_pid", "ok")
 
-    def __init__(self, member: Member, pid: int, item: Item) -> None:
+    def __init__(self, member: Member, pid: int, item: Item, claims: object) -> None:
+        self._claims = claims  # on the references in it; they live as long as it may be opened
         self._member = member
         self._pid = pid
         self._item = item
@@ -90,6 +92,7 @@ class TaskFuture(Future[T], Generic[T]):
 
     def __init__(self, member: Member, canceller: Callable[[TaskFuture[Any], bool], bool]) -> None:
         self._member = member
+        self._claim = None  # it is kept in the store only once it was sent somewhere
         self.where = member.pid
         self.whence, self.id = member.next_rrid()
         self._canceller = canceller
@@ -251,22 +254,25 @@ class TaskFuture(Future[T], Generic[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as an ordinary Future that this process owns."""
         self._check_travels()
-        plain: Future[Any] = Future.of(self._member, self.where, self.rrid)
-        if self._state == _PENDING:
+        if self._claim is None:
+            self._claim = self._member.books.made(self.where, self.rrid)
             self._member.store.create(self.rrid, client=self._member.pid)
-            self.add_done_callback(lambda _: self._publish())
-        else:
-            self._member.store.create(self.rrid, client=self._member.pid)
-            self._publish()
-        return plain.__reduce__()
+            self.add_done_callback(_publish)
+        note_ref(self._claim)
+        return future_from, (self.where, *self.rrid)
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Write the outcome where other processes look for it."""
         try:
             value = self.result(0)
         except BaseException as error:  # it travels on as what it is
             self._member.store.set_result(self.rrid, False, error, creator=self._member.pid)
         else:
             self._member.store.set_result(self.rrid, True, value, creator=self._member.pid)
+
+
+def _publish(future: TaskFuture[Any]) -> None:
+    future.publish()
 
 
 _lock = threading.Lock()

@@ -16,15 +16,19 @@ from __future__ import annotations
 
 import os
 import sys
+import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from distpool import messages as m
+from distpool.bookkeeping import Bookkeeping
 from distpool.channel import Channel
 from distpool.cluster import Cluster, Departure
 from distpool.errors import RemoteException, remote_exception
+from distpool.introductions import Introductions
 from distpool.managers.interface import WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
@@ -74,13 +78,18 @@ class Member:
             m.REF: self._ref,
             m.WITHDRAW: self._withdraw,
         }
+        self.books = Bookkeeping(self.cluster, self.store, reader)
+        self.introductions = Introductions(self.cluster)
+        self.handles: WeakValueDictionary[RRID, Any] = WeakValueDictionary()  # one for each reference known here
+        self.actions.update({m.ADDED: self.books.added, m.DROPPED: self.books.dropped})
+        self.actions.update({m.MEET: self._introduce, m.NEIGHBOUR: self._neighbour})
         self.cluster.listen(_nothing, self._client_gone)
 
     # -- connections ---------------------------------------------------------------------------------------------
 
     def connect(self, pid: int, stream: Any, config: WorkerConfig | None = None) -> Peer:
         """Make the connection to ``pid`` over a connected socket; it becomes a member by ``cluster.add``."""
-        peer = Peer(pid, stream, self.reader, self.receive, self._stream_ended)
+        peer = Peer(pid, stream, self.reader, self.receive, self._stream_ended, self)
         if config is not None:
             self.configs[pid] = config
             if config.process is not None:
@@ -144,6 +153,48 @@ class Member:
 
     def _client_gone(self, pid: int, error: BaseException) -> None:
         self.store.client_gone(pid)
+
+    # -- workers meet --------------------------------------------------------------------------------------------
+
+    def peer(self, pid: int) -> Peer:
+        """Return the connection to ``pid``; a worker is introduced to another one when it first needs it.
+
+        Raises ProcessExitedException for a process that is gone, ValueError for one that never was, RuntimeError when
+        the topology keeps the two apart.
+        """
+        try:
+            return self.cluster.peer(pid)
+        except (ValueError, RuntimeError):
+            if self.pid == DRIVER or pid in (DRIVER, self.pid) or self.cluster.was_member(pid):
+                raise
+        driver = self.cluster.peer(DRIVER)
+        # The connection comes before the answer, on the same stream.
+        self.open_answer(driver, self.request(driver, m.MEET, ref=pid))
+        return self.cluster.peer(pid)
+
+    def _introduce(self, peer: Peer, frame: Frame) -> None:
+        """A worker wants to talk to another one. On process 1; answers at once, on the reading thread."""
+        try:
+            self.introductions.introduce(peer, self.cluster.peer(frame.ref))
+        except Exception as error:
+            self.send_error(peer, frame.request, error)
+        else:
+            peer.send_parcel(m.RESULT, _EMPTY, request=frame.request)
+
+    def _neighbour(self, peer: Peer, frame: Frame) -> None:
+        """Process 1 has connected us to another worker."""
+        if frame.descriptor >= 0:
+            self.cluster.add(self.connect(frame.ref, socket.socket(fileno=frame.descriptor)))
+
+    # -- references in messages (peer.References) ------------------------------------------------------------------
+
+    def announce(self, claims: Sequence[Any], pid: int) -> None:
+        """See ``Bookkeeping.announce``."""
+        self.books.announce(claims, pid)
+
+    def received(self, table: Sequence[tuple[int, int, int]]) -> object:
+        """See ``Bookkeeping.received``."""
+        return self.books.received(table)
 
     # -- requests to others --------------------------------------------------------------------------------------
 

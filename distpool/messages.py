@@ -24,6 +24,10 @@ JOIN           who you are, whom you know            JOINED
 JOINED         os pid and facts of the new member    --
 MEMBERS        all pids of the cluster               --
 EXIT           --                                    the process ends
+MEET           --                                    RESULT, when we are connected to process ``ref`` (asked of process 1)
+NEIGHBOUR      --                                    nothing: the descriptor is a connection to process ``ref``
+ADDED          [(ref id, pid, how many)]             nothing: those processes hold references now; ``ref`` is the owner
+DROPPED        [(ref id, how many)]                  nothing: process ``whence`` gives references back to owner ``ref``
 =============  ====================================  ==========================================================
 """
 
@@ -68,7 +72,11 @@ JOIN: Final = 15
 JOINED: Final = 16
 MEMBERS: Final = 17
 EXIT: Final = 18
-LAST_KIND: Final = EXIT
+MEET: Final = 20
+NEIGHBOUR: Final = 21
+ADDED: Final = 22
+DROPPED: Final = 23
+LAST_KIND: Final = DROPPED
 
 # Flags of a frame.
 FLAG_GLOBALS: Final = 1  # the payload begins with names to assign in the receiver's __main__ (pickling)
@@ -76,3 +84,4 @@ FLAG_ERROR: Final = 2  # a RESULT that carries a captured exception
 FLAG_LAST: Final = 4  # the TASKS_DONE that ends its envelope
 FLAG_APART: Final = 8  # the items of this payload were pickled one by one: one bad item costs only itself
 FLAG_WITHDRAWN: Final = 16  # the RESULT of a request that its caller has withdrawn in time: there is no value
+FLAG_REFS: Final = 32  # the payload begins with the references in it, so that they count before it is opened

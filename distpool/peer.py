@@ -15,14 +15,18 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from distpool import segments
 from distpool.errors import RemoteProtocolError
-from distpool.messages import FLAG_GLOBALS
+from distpool.claims import split_table, table_of, with_table
+from distpool.messages import FLAG_GLOBALS, FLAG_REFS
 from distpool.pickling import Parcel, SentGlobals, peel, wrap
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Buffer, Frame, FrameParser, encode
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 # A caller whose connection has more than this unsent waits until it is below: enough to keep the other side busy, and
 # no more memory than one large message. Arbitrary.
@@ -34,6 +38,7 @@ MAX_PIECES: Final = 512
 # How many times one connection is read before the others get their turn.
 READS_PER_TURN: Final = 16
 
+_TO_PREPARE: Final = FLAG_GLOBALS | FLAG_REFS
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(16 * 4) if hasattr(socket, "CMSG_SPACE") else 0
 _RECEIVE_FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
@@ -46,6 +51,19 @@ class Pending(Protocol):
 
     def lost(self, error: BaseException) -> None:
         """The process will never answer."""
+
+
+class References(Protocol):
+    """What a connection needs to know of the references in its messages (``Member``)."""
+
+    def announce(self, claims: Sequence[Any], pid: int) -> None:
+        """Tell the owners that ``pid`` is about to get these references. Before the message itself is sent."""
+
+    def received(self, table: Sequence[tuple[int, int, int]]) -> object:
+        """Take note of references that came in; return what must live until the message is opened."""
+
+    def opening(self) -> AbstractContextManager[None]:
+        """Return a context in which what is unpickled belongs to this connection's cluster."""
 
 
 class Reply(Waiter):
@@ -83,6 +101,7 @@ class Peer:
         reader: Reader,
         receive: Callable[[Peer, Frame], None],
         lost: Callable[[Peer], None],
+        references: References,
     ) -> None:
         self.pid = pid
         self.shares_memory = hasattr(socket, "AF_UNIX") and stream.family == socket.AF_UNIX
@@ -95,6 +114,7 @@ class Peer:
         self._reader = reader
         self._receive = receive
         self._lost = lost
+        self._references = references
         self._parser = FrameParser(segments.fresh_memory)
         self._descriptors: deque[int] = deque()  # received, not yet claimed by their frame
         self._send_lock = threading.Lock()  # protects _outbox, _unsent and the order of bytes
@@ -134,11 +154,19 @@ class Peer:
         segment: segments.Segment | None = None,
     ) -> bool:
         """Send a message with a pickled payload; ``segment`` holds its large buffers, one for many receivers."""
-        if not parcel.globals:
+        if not parcel.globals and not parcel.refs:
             return self._send_wrapped(kind, flags, request, whence, ref, parcel.body, parcel.buffers, segment)
         with self._globals_lock:
             more, body, buffers = wrap(parcel, self.sent_globals)
+            if parcel.refs:
+                self._references.announce(parcel.refs, self.pid)
+                more |= FLAG_REFS
+                body = with_table(table_of(parcel.refs), body)
             return self._send_wrapped(kind, flags | more, request, whence, ref, body, buffers, segment)
+
+    def send_descriptor(self, kind: int, ref: int, descriptor: int) -> bool:
+        """Send a descriptor along; it is closed here in any case."""
+        return self._write(encode(kind, 0, 0, 0, ref, descriptors=1), [descriptor])
 
     def _send_wrapped(
         self,
@@ -275,7 +303,7 @@ class Peer:
                     self._lost(self)
                 return
             for frame in frames:
-                if frame.segment_lengths or frame.flags & FLAG_GLOBALS:
+                if frame.descriptors or frame.flags & _TO_PREPARE:
                     self._prepare(frame)
                 self._receive(self, frame)
             if received < place.nbytes or not self.is_open:
@@ -293,7 +321,7 @@ class Peer:
         return received
 
     def _prepare(self, frame: Frame) -> None:
-        """Do what must be done in the order of the stream: claim the segment's descriptor, assign the globals.
+        """Do what must be done in the order of the stream: take the descriptor, count references, assign globals.
 
         Globals are the one thing that is unpickled here and not by the one who asked: a later message counts on them,
         and may be opened first. What goes wrong is kept for whoever opens the payload.
@@ -302,9 +330,14 @@ class Peer:
             if frame.segment_lengths:
                 mapped = iter(segments.map_buffers(self._descriptors.popleft(), frame.segment_lengths))
                 frame.buffers = [next(mapped) if view is None else view for view in frame.buffers]
+            elif frame.descriptors:
+                frame.descriptor = self._descriptors.popleft()
+            if frame.flags & FLAG_REFS:
+                table, frame.body = split_table(frame.body)
+                frame.claims = self._references.received(table)
             if frame.flags & FLAG_GLOBALS:
-                frame.body, frame.buffers = peel(frame.flags, frame.body, frame.buffers, self.sent_globals)
-                frame.flags &= ~FLAG_GLOBALS
+                with self._references.opening():
+                    frame.body, frame.buffers = peel(FLAG_GLOBALS, frame.body, frame.buffers, self.sent_globals)
         except Exception as error:  # the user's objects, or no memory
             frame.error = error
 

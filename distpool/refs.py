@@ -7,19 +7,22 @@ home. The calling thread waits and reads meanwhile; at the owner a waiting opera
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from distpool import messages as m
 from distpool.channel import Channel
+from distpool.claims import Claim
 from distpool.errors import ChannelClosedError, RemoteException
 from distpool.member import Member, default_member, opening_member
 from distpool.messages import NULL_ID, RRID
-from distpool.pickling import dump, in_message
+from distpool.pickling import dump, in_message, note_ref
 from distpool.transport import Deadline, Waiter
 
 T = TypeVar("T")
 
+_fetch_lock = threading.Lock()  # protects the lists of fetchers of all Futures; held for an instant
 _NOTHING: Any = object()  # "no value yet", which None is not
 
 
@@ -42,12 +45,15 @@ class _LocalAnswer(Waiter):
 class RemoteRef:
     """What ``Future`` and ``RemoteChannel`` share: the three numbers, equality, travelling."""
 
-    __slots__ = ("__weakref__", "_member", "id", "whence", "where")
+    __slots__ = ("__weakref__", "_claim", "_member", "id", "whence", "where")
 
-    def __init__(self, member: Member, where: int, rrid: RRID) -> None:
+    def __init__(self, member: Member, where: int, rrid: RRID, is_new: bool = True) -> None:
         self._member = member
         self.where = where
         self.whence, self.id = rrid
+        books = member.books
+        self._claim: Claim | None = books.made(where, rrid) if is_new else books.claims.known(where, rrid)
+        member.handles[rrid] = self
 
     @property
     def rrid(self) -> RRID:
@@ -69,7 +75,7 @@ class RemoteRef:
         """Have the owner do something, and wait for its answer at most ``timeout`` seconds."""
         if self.where == self._member.pid:
             return self._ask_here(op, args, timeout)
-        peer = self._member.cluster.peer(self.where)
+        peer = self._member.peer(self.where)
         parcel = dump((op, args))
         frame = self._member.request_within(peer, m.REF, parcel, self.rrid, timeout)
         try:
@@ -93,6 +99,11 @@ class RemoteRef:
         if not answer.ok:
             raise answer.value
         return answer.value
+
+    def _go_along(self) -> None:
+        """This reference is being pickled: whoever gets it counts as one who holds it."""
+        self._check_travels()
+        note_ref(self._claim)
 
     def _check_travels(self) -> None:
         if not in_message():
@@ -122,20 +133,29 @@ class Future(RemoteRef, Generic[T]):
     (False, 'OK', True)
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("_fetchers", "_value")
 
     def __init__(self, pid: int | None = None) -> None:
         member = default_member()
         super().__init__(member, member.pid if pid is None else pid, member.next_rrid())
         self._value: Any = _NOTHING
+        self._fetchers: list[Waiter] | None = None  # threads that wait for the one that fetches
 
     @classmethod
-    def of(cls, member: Member, where: int, rrid: RRID, value: Any = _NOTHING) -> Future[Any]:
+    def of(
+        cls, member: Member, where: int, rrid: RRID, value: Any = _NOTHING, is_new: bool = True
+    ) -> Future[Any]:
         """Make the handle of a reference that exists."""
         future = cls.__new__(cls)
-        RemoteRef.__init__(future, member, where, rrid)
+        RemoteRef.__init__(future, member, where, rrid, is_new)
         future._value = value
+        future._fetchers = None
         return future
+
+    def adopt(self, value: Any) -> None:
+        """Take over a value that came along with another copy of this reference."""
+        if self._value is _NOTHING:
+            self._value = value
 
     def put(self, value: T) -> Future[T]:
         """Write the value, which wakes everyone who waits for it. Returns the Future.
@@ -144,7 +164,7 @@ class Future(RemoteRef, Generic[T]):
         """
         if self._value is not _NOTHING:
             raise RuntimeError(f"{self!r} has a value already, and is written once")
-        self._ask("set", (value,))
+        self._ask_giving_back("set", (value,))
         self._value = value
         return self
 
@@ -154,11 +174,46 @@ class Future(RemoteRef, Generic[T]):
         ``timeout`` is in seconds; None waits for ever, 0 only looks. Raises what the call raised as a RemoteException
         (each time), ProcessExitedException when the owner is gone, TimeoutError when time is up; the Future stays good.
         """
-        if self._value is _NOTHING:
-            value = self._ask("fetch_release", (), timeout)
-            if self._value is _NOTHING:  # another thread may have been quicker; all must get the same object
-                self._value = value
+        deadline = Deadline(timeout)
+        while self._value is _NOTHING:
+            other = self._other_fetcher()
+            if other is None:
+                self._bring_home(deadline.remaining())
+            elif not self._member.reader.wait(other, deadline):
+                raise TimeoutError(f"{self!r} has no value after {timeout} seconds")
         return self._value  # type: ignore[no-any-return]
+
+    def _other_fetcher(self) -> Waiter | None:
+        """Return what to wait for when another thread is fetching; None when it is this thread's turn.
+
+        One at a time: the first gives the reference back, and the owner may forget the value then.
+        """
+        with _fetch_lock:
+            if self._fetchers is None:
+                self._fetchers = []
+                return None
+            waiter = Waiter()
+            self._fetchers.append(waiter)
+            return waiter
+
+    def _bring_home(self, timeout: float | None) -> None:
+        try:
+            self._value = self._ask_giving_back("fetch_release", (), timeout)
+        finally:
+            with _fetch_lock:
+                waiters, self._fetchers = self._fetchers, None
+            for waiter in waiters or ():
+                waiter.complete()
+
+    def _ask_giving_back(self, op: str, args: tuple[Any, ...], timeout: float | None = None) -> Any:
+        """Ask for something that takes us off the list of those who hold this reference, if it succeeds."""
+        count = self._claim.give_back() if self._claim is not None else 0
+        try:
+            return self._ask(op, (*args, count), timeout)
+        except BaseException:
+            if self._claim is not None:
+                self._claim.count += count
+            raise
 
     def wait(self, timeout: float | None = None) -> Future[T]:
         """Wait for the value without moving it; raises as ``fetch`` does. Returns the Future."""
@@ -171,14 +226,22 @@ class Future(RemoteRef, Generic[T]):
         return self._value is not _NOTHING or bool(self._ask("isready"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._check_travels()
-        if self._value is _NOTHING:
-            return _future, (self.where, *self.rrid)
-        return _future, (self.where, *self.rrid, self._value)
+        if self._value is not _NOTHING:  # it goes along, so nobody has to keep it for the receiver
+            self._check_travels()
+            return future_from, (self.where, *self.rrid, self._value)
+        self._go_along()
+        return future_from, (self.where, *self.rrid)
 
 
-def _future(where: int, whence: int, number: int, value: Any = _NOTHING) -> Future[Any]:
-    return Future.of(opening_member(), where, RRID(whence, number), value)
+def future_from(where: int, whence: int, number: int, value: Any = _NOTHING) -> Future[Any]:
+    """Return this process's handle of a Future that came in a message."""
+    member, rrid = opening_member(), RRID(whence, number)
+    known = member.handles.get(rrid)
+    if isinstance(known, Future):
+        if value is not _NOTHING:
+            known.adopt(value)
+        return known
+    return Future.of(member, where, rrid, value, is_new=False)
 
 
 class RemoteChannel(RemoteRef, Generic[T]):
@@ -205,15 +268,15 @@ class RemoteChannel(RemoteRef, Generic[T]):
         if where == member.pid:
             member.make_channel(self.rrid, factory, member.pid)
         else:
-            peer = member.cluster.peer(where)
+            peer = member.peer(where)
             parcel = dump((_make_channel, (factory, *self.rrid, member.pid), {}))
             member.open_answer(peer, member.request(peer, m.CALL_FETCH, parcel))
 
     @classmethod
     def of(cls, member: Member, where: int, rrid: RRID) -> RemoteChannel[Any]:
-        """Make the handle of a reference that exists."""
+        """Make the handle of a reference that came in a message."""
         channel = cls.__new__(cls)
-        RemoteRef.__init__(channel, member, where, rrid)
+        RemoteRef.__init__(channel, member, where, rrid, is_new=False)
         return channel
 
     def put(self, *args: Any, timeout: float | None = None) -> RemoteChannel[T]:
@@ -266,12 +329,14 @@ class RemoteChannel(RemoteRef, Generic[T]):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._check_travels()
+        self._go_along()
         return _remote_channel, (self.where, *self.rrid)
 
 
 def _remote_channel(where: int, whence: int, number: int) -> RemoteChannel[Any]:
-    return RemoteChannel.of(opening_member(), where, RRID(whence, number))
+    member, rrid = opening_member(), RRID(whence, number)
+    known = member.handles.get(rrid)
+    return known if isinstance(known, RemoteChannel) else RemoteChannel.of(member, where, rrid)
 
 
 def _make_channel(factory: Callable[[], Any], whence: int, number: int, creator: int) -> None:

@@ -4,7 +4,7 @@ Used by the member, which turns messages into requests, and by references owned 
 The store owns the table of entries; one lock protects it, and neither an answer nor anything of a user runs under it::
 
     ref id ──▶ entry ── channel     what a Future or RemoteChannel keeps its items in; a Channel(1) if none was given
-                     ├─ clients     the processes that hold a reference (processes, not counts: one for all its handles)
+                     ├─ clients     the processes that hold a reference, and how often each was given it (see claims)
                      └─ waiting     requests that will be answered later; they hold no thread
 
 An entry comes into being when anything is first said about its id, with the process that made the id as its client. It
@@ -37,7 +37,8 @@ class _Entry:
 
     def __init__(self, channel: Any, client: int) -> None:
         self.channel = channel
-        self.clients = {client}
+        # How often each process was given the reference. Less than nothing: it gave back before we heard that it got it.
+        self.clients = {client: 1}
         self.is_set = False  # it is a Future, and has its value
         self.waiting: set[_Request] = set()
 
@@ -45,7 +46,7 @@ class _Entry:
 class _Request:
     """One operation asked for by a client, until it is answered."""
 
-    __slots__ = ("answer", "client", "entry", "id", "is_answered", "op", "rrid", "store", "ticket")
+    __slots__ = ("answer", "client", "count", "entry", "id", "is_answered", "op", "rrid", "store", "ticket")
 
     def __init__(self, store: Store, rrid: RRID, entry: _Entry, op: str, client: int, id: int, answer: Answer) -> None:
         self.store = store
@@ -57,6 +58,7 @@ class _Request:
         self.answer = answer
         self.ticket: Ticket | None = None  # while it waits at the channel
         self.is_answered = False
+        self.count = 1  # how many references "set" and "fetch_release" give back
 
     def reply(self, ok: bool, value: Any) -> None:
         """What the channel calls: passes the answer on, and puts an item that cannot be delivered back."""
@@ -74,7 +76,7 @@ class _Request:
             if self.op == "take" and not delivered:
                 store._return(self.entry.channel, value)
         if self.op == "fetch_release" and delivered and not is_error:
-            store.del_client(self.rrid, self.client)
+            store.del_client(self.rrid, self.client, self.count)
 
 
 class Store:
@@ -130,7 +132,7 @@ class Store:
     def clients(self, rrid: RRID) -> frozenset[int]:
         """The processes that hold a reference. LookupError if the id is not known here."""
         with self._lock:
-            return frozenset(self._known(rrid).clients)
+            return frozenset(pid for pid, count in self._known(rrid).clients.items() if count > 0)
 
     def __contains__(self, rrid: object) -> bool:
         return rrid in self._entries
@@ -182,24 +184,25 @@ class Store:
 
     # -- who holds what
 
-    def add_client(self, rrid: RRID, client: int) -> bool:
-        """Notes that a process holds a reference. False if it is too late: the id was released, or the process left."""
+    def add_client(self, rrid: RRID, client: int, count: int = 1) -> bool:
+        """Notes that a process was given a reference. False if too late: the id was released, or the process left."""
         with self._lock:
             entry = self._find(rrid, (rrid.whence, client))
             if entry is None or client in self._gone:
                 return False
-            entry.clients.add(client)
-            return True
+            abandoned = self._drop(rrid, entry, client, -count)
+        self._abandon(abandoned, _released_error(rrid))
+        return True
 
-    def del_client(self, rrid: RRID, client: int) -> None:
-        """Notes that a process holds a reference no more; with the last one the entry goes."""
+    def del_client(self, rrid: RRID, client: int, count: int = 1) -> None:
+        """Notes that a process gave a reference back, as often as that; with the last one the entry goes."""
         with self._lock:
             entry = self._entries.get(rrid)
             if entry is None:
                 if client == rrid.whence and rrid not in self._released:
                     self._bury(rrid, False)  # a Future that nobody used: what was sent about it may still come
                 return
-            abandoned = self._drop(rrid, entry, client)
+            abandoned = self._drop(rrid, entry, client, count)
         self._abandon(abandoned, _released_error(rrid))
 
     def client_gone(self, pid: int) -> None:
@@ -209,14 +212,18 @@ class Store:
             withdrawn = [request for request in self._requests.values() if request.client == pid]
             held = [(rrid, entry) for rrid, entry in self._entries.items() if pid in entry.clients]
             # `held` outlives the lock, so that no finaliser of a user's value runs under it.
-            orphans = [(rrid, self._drop(rrid, entry, pid)) for rrid, entry in held]
+            orphans = [(rrid, self._drop(rrid, entry, pid, entry.clients[pid])) for rrid, entry in held]
         self._abandon(withdrawn, ProcessExitedException(pid))
         for rrid, requests in orphans:
             self._abandon(requests, _released_error(rrid))
 
-    def _drop(self, rrid: RRID, entry: _Entry, client: int) -> list[_Request]:
-        """Removes a client. Returns the requests that lost their entry with it. Under the lock."""
-        entry.clients.discard(client)
+    def _drop(self, rrid: RRID, entry: _Entry, client: int, count: int) -> list[_Request]:
+        """Takes ``count`` from a client. Returns the requests that lost their entry with it. Under the lock."""
+        left = entry.clients.get(client, 0) - count
+        if left:
+            entry.clients[client] = left
+        else:
+            entry.clients.pop(client, None)
         if entry.clients:
             return []
         del self._entries[rrid]
@@ -244,7 +251,8 @@ class Store:
             rrid: the id. Its entry is made if need be.
             op: "put", "take", "fetch", "wait", "isready", "isopen", "isempty", "close", as the method of that name
                 ("put" and "wait" are answered with None). For Futures: "set", a put that succeeds once and removes the
-                putter from the clients, and "fetch_release", a fetch that removes the fetcher.
+                putter from the clients, and "fetch_release", a fetch that removes the fetcher; both take, as last
+                argument, how many references it gives back (1).
             args: what the method of that name takes. A user's own backing store gets them as they are.
             client: the process that asks.
             request_id: its number for this request, for `withdraw`.
@@ -266,8 +274,12 @@ class Store:
             takes = "one value" if 1 in _OPS[op] else "no arguments"
             request.reply(False, TypeError(f"{op} on a channel takes {takes}, not {len(args)} arguments"))
         elif op == "set" or (op == "put" and entry.is_set):
-            self._set(request, *args)
-        elif op in ("put", "take", "fetch", "wait", "fetch_release"):
+            request.count = args[1] if len(args) > 1 else 1
+            self._set(request, args[0])
+        elif op == "fetch_release":
+            request.count = args[0] if args else 1
+            self._wait_at_channel(request)
+        elif op in ("put", "take", "fetch", "wait"):
             self._wait_at_channel(request, *args)
         else:
             _deliver(answer, *_outcome(getattr(entry.channel, op), args))
@@ -305,7 +317,7 @@ class Store:
         if ok and not written:
             ok, written = False, _written_error(request.rrid)
         if ok:
-            self.del_client(request.rrid, request.client)  # before the answer: who put sees it released
+            self.del_client(request.rrid, request.client, request.count)  # before the answer: who put sees it released
         _deliver(request.answer, ok, None if ok else written)
 
     def _late(self, rrid: RRID, op: str) -> tuple[bool, Any]:
@@ -351,8 +363,10 @@ class Store:
 
 # The operations, and how many arguments each takes at a channel.
 _OPS: Final = {
-    **dict.fromkeys(("put", "set"), (1,)),
-    **dict.fromkeys(("take", "fetch", "fetch_release", "wait", "isready", "isopen", "isempty"), (0,)),
+    "put": (1,),
+    "set": (1, 2),
+    **dict.fromkeys(("take", "fetch", "wait", "isready", "isopen", "isempty"), (0,)),
+    "fetch_release": (0, 1),
     "close": (0, 1),
 }
 

@@ -47,6 +47,8 @@ class Frame:
     __slots__ = (
         "body",
         "buffers",
+        "claims",
+        "descriptor",
         "descriptors",
         "error",
         "flags",
@@ -69,6 +71,8 @@ class Frame:
         self.body = body
         self.buffers: Sequence[memoryview | None] = ()
         self.segment_lengths: Sequence[int] = ()
+        self.claims: object = None  # on the references in it; they live until it is opened
+        self.descriptor = -1  # that came along; whoever acts on the message owns it
         self.error: BaseException | None = None  # why the payload cannot be opened, when that is known already
 
     @property
@@ -92,17 +96,18 @@ def encode(
     body: Buffer = b"",
     buffers: Sequence[memoryview] = (),
     in_segment: Sequence[bool] = (),
+    descriptors: int = 0,
 ) -> list[Buffer]:
     """Return the pieces of one frame, in order, ready for a gathering send; large pieces are not copied.
 
     ``in_segment[i]`` says that buffer i travels in the segment whose descriptor the caller sends along with these
-    bytes.
+    bytes; ``descriptors`` says how many it sends along in a frame without buffers.
 
     >>> b"".join(encode(5, 0, 1, 0, 0, b"abc"))[-3:]
     b'abc'
     """
     if not buffers:
-        head = HEADER.pack(kind, flags, 0, 0, request, whence, ref, len(body))
+        head = HEADER.pack(kind, flags, descriptors, 0, request, whence, ref, len(body))
         # One small copy is cheaper than a second entry in the kernel's gather list.
         return [head + body] if len(body) < 4096 else [head, body]
     shared = in_segment or [False] * len(buffers)

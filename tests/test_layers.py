@@ -21,9 +21,9 @@ COMPAT = ROOT / "compat"
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
     ("errors", "messages", "channel"),
-    ("wire", "pickling", "bundles", "transport", "segments", "threads"),
+    ("wire", "pickling", "bundles", "transport", "segments", "threads", "claims"),
     ("peer", "store", "forkserver", "managers"),
-    ("cluster", "member"),
+    ("cluster", "bookkeeping", "introductions", "member"),
     ("refs", "calls", "membership", "tasks", "worker"),
     ("futures", "jobs", "dispatch", "pools", "loops"),
     ("__init__", "__main__"),

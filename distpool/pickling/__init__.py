@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from .captured import capture, dump_exception, load_exception
 from .globals_ import SentGlobals, peel, unwrap, wrap
-from .parcel import Parcel, ShippedGlobal, dump, dump_arguments, goes_by_name, in_message, load, sending_to
+from .parcel import Parcel, ShippedGlobal, dump, dump_arguments, goes_by_name, in_message, load, note_ref, sending_to
 
 __all__ = [
     "Parcel",
@@ -34,6 +34,7 @@ __all__ = [
     "in_message",
     "load",
     "load_exception",
+    "note_ref",
     "peel",
     "sending_to",
     "unwrap",

@@ -35,9 +35,17 @@ class Context(_thread._local):
 
     depth = 0
     pid = 0
+    refs: list[Any] | None = None  # what remote references in the message have left (claims)
 
 
 sending_to = Context()
+
+
+def note_ref(claim: Any) -> None:
+    """A remote reference is being pickled: its claim goes along with the message."""
+    if sending_to.refs is None:
+        sending_to.refs = []
+    sending_to.refs.append(claim)
 
 
 def in_message() -> bool:
@@ -51,7 +59,7 @@ class Parcel:
     ``foreign``: opening it may run code of packages that nobody here knows, so it is packed apart from other items.
     """
 
-    __slots__ = ("body", "buffers", "foreign", "globals")
+    __slots__ = ("body", "buffers", "foreign", "globals", "refs")
 
     def __init__(
         self,
@@ -59,11 +67,13 @@ class Parcel:
         buffers: list[memoryview],
         globals: dict[str, ShippedGlobal] | None = None,
         foreign: bool = False,
+        refs: list[Any] | None = None,
     ) -> None:
         self.body = body
         self.buffers = buffers
         self.globals = globals
         self.foreign = foreign
+        self.refs = refs  # claims on the remote references in it; they live as long as the parcel
 
     @property
     def nbytes(self) -> int:
@@ -179,13 +189,14 @@ def pack(obj: object, replaced: dict[int, BaseException] | None = None, alone: b
     mentioned: dict[str, object] = {}
     context = sending_to
     context.depth += 1
+    outer, context.refs = context.refs, None
     try:
         packer, body, buffers = _pack_one(lift(obj), mentioned, replaced or {}, alone)
-        if not mentioned:
-            return Parcel(body, buffers, None, packer.foreign)
-        return Parcel(body, buffers, _ship(mentioned), packer.foreign)
+        names = _ship(mentioned) if mentioned else None
+        return Parcel(body, buffers, names, packer.foreign, context.refs)
     finally:
         context.depth -= 1
+        context.refs = outer
 
 
 def _pack_one(

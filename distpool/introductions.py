@@ -1,0 +1,51 @@
+"""How two workers come to know each other: process 1 makes a socket pair and hands each of them one end.
+
+Used by the member. A worker that first needs another one asks process 1 (MEET); both get NEIGHBOUR with a descriptor, and
+the asker then its answer, on the same stream, so the connection is there when the answer is. Nobody listens on a port.
+Process 1 owns the memory of which pairs it has introduced.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from distpool import messages as m
+from distpool.cluster import Cluster
+from distpool.peer import Peer
+
+
+class Introductions:
+    """On process 1: which workers have been connected to each other."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._pairs: set[frozenset[int]] = set()
+        self._lock = threading.Lock()  # protects _pairs
+
+    def introduce(self, one: Peer, other: Peer) -> None:
+        """Connect two workers, unless they are; both are told. Never blocks.
+
+        Raises RuntimeError when the topology keeps them apart, or one of them cannot be handed a descriptor.
+        """
+        self._cluster.check_topology(one.pid, other.pid)
+        if not (one.shares_memory and other.shares_memory):
+            raise RuntimeError(
+                f"processes {one.pid} and {other.pid} cannot be connected: one of them was reached over the network"
+            )
+        pair = frozenset((one.pid, other.pid))
+        with self._lock:
+            if pair in self._pairs:
+                return
+            self._pairs.add(pair)
+        ours, theirs = socket.socketpair()
+        one.send_descriptor(m.NEIGHBOUR, other.pid, ours.detach())
+        other.send_descriptor(m.NEIGHBOUR, one.pid, theirs.detach())
+
+    def introduce_all(self) -> None:
+        """Connect all workers that the topology lets talk to each other, now (``lazy=False``)."""
+        peers = sorted(self._cluster.peers(), key=lambda peer: peer.pid)
+        for index, one in enumerate(peers):
+            for other in peers[:index]:
+                if self._cluster.may_meet(one.pid, other.pid):
+                    self.introduce(one, other)
