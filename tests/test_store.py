@@ -504,16 +504,28 @@ def test_release_spares_a_channel_of_the_users(store: Store) -> None:
 # -- clients
 
 
-def test_client_set_counts_processes(store: Store) -> None:
-    """C105: one per process; the entry goes with the last."""
+def test_clients_are_counted_by_weight(store: Store) -> None:
+    """C105: a process that was given a reference twice gives it back twice; the entry goes with the last."""
     store.create(REF)
     for _ in range(2):
         assert store.add_client(REF, W2) is True
     assert store.clients(REF) == {ME, W2}
     store.del_client(REF, ME)
-    store.del_client(REF, W3)
     assert store.clients(REF) == {W2}
     store.del_client(REF, W2)
+    assert store.clients(REF) == {W2}
+    store.del_client(REF, W2)
+    assert REF not in store
+
+
+def test_a_reference_may_be_given_back_before_it_is_announced(store: Store) -> None:
+    """The receiver's news can overtake the sender's: the entry waits for both, and goes with them."""
+    store.create(REF)
+    store.del_client(REF, W2)
+    store.del_client(REF, ME)
+    assert store.clients(REF) == frozenset()
+    assert REF in store
+    assert store.add_client(REF, W2) is True
     assert REF not in store
 
 
