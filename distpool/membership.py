@@ -17,8 +17,10 @@ from typing import Any, Final
 
 from distpool import messages as m
 from distpool.calls import remotecall_fetch
+from distpool.cluster import Departure
 from distpool.errors import CompositeException, LaunchWorkerError
-from distpool.managers.interface import ClusterManager, WorkerConfig
+from distpool.managers.interface import ClusterManager, WorkerConfig, worker_timeout
+from distpool.managers.interpreter import as_worker_process
 from distpool.managers.local import LocalManager
 from distpool.member import Member, default_member, existing_default
 from distpool.messages import DRIVER
@@ -26,19 +28,12 @@ from distpool.peer import Peer, Reply
 from distpool.pickling import dump
 from distpool.transport import Deadline, Waiter
 
-# Seconds that a worker has to join, unless DISTPOOL_WORKER_TIMEOUT or timeout= say otherwise. Julia's number.
-WORKER_TIMEOUT: Final = 60.0
 # Seconds between asking a worker to end and killing it. Short, for a local process that does not obey is stuck.
 GRACE_SECONDS: Final = 2.0
 # The same at the end of the program: with the kill after it, everything is over within two seconds.
 FAREWELL_SECONDS: Final = 1.0
 # What a manager may call the machine that process 1 runs on.
 _THIS_MACHINE: Final = ("127.0.0.1", "::1", "localhost")
-
-
-def worker_timeout() -> float:
-    """Return the time limit for workers to join, read from the environment at each use."""
-    return float(os.environ.get("DISTPOOL_WORKER_TIMEOUT", WORKER_TIMEOUT))
 
 
 def myid() -> int:
@@ -215,19 +210,21 @@ def _checked(manager: ClusterManager, options: dict[str, Any]) -> dict[str, Any]
 
 
 class _Launched:
-    """Takes the workers as they are launched and begins to connect each at once."""
+    """Takes the workers as they are launched and begins to connect each at once, each with the whole time limit."""
 
-    def __init__(self, member: Member, manager: ClusterManager) -> None:
+    def __init__(self, member: Member, manager: ClusterManager, limit: float) -> None:
         self.joining: list[_Joining] = []
         self._member = member
         self._manager = manager
+        self._limit = limit
 
     def append(self, config: WorkerConfig) -> None:
+        config.deadline = Deadline(self._limit)
         self.joining.append(_Joining(self._member, self._manager, config))
 
 
 class _Joining:
-    """One worker on its way in."""
+    """One worker on its way in: connected (at once, or on a call thread), then asked to join."""
 
     def __init__(self, member: Member, manager: ClusterManager, config: WorkerConfig) -> None:
         self.pid = member.cluster.next_pid()
@@ -235,30 +232,70 @@ class _Joining:
         self._member = member
         self._manager = manager
         self._config = config
-        if config.stream is None:
-            raise LaunchWorkerError(f"{manager!r} launched a worker without a stream to reach it")
-        self._peer: Peer = member.connect(self.pid, config.stream, config)
-        welcome = {"pid": self.pid, "members": member.cluster.procs()}
-        member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
+        self._lock = threading.Lock()  # protects the two below: who connects may be late
+        self._peer: Peer | None = None
+        self._is_given_up = False
+        self._connected = Waiter()
+        self._problem: Exception | None = None  # why it could not be connected
+        config.process = as_worker_process(config.process, member.reader)
+        if config.stream is not None:
+            self._begin(config.stream)
+            self._connected.complete()
+        else:
+            member.threads.run(self._connect)
 
-    def finish(self, deadline: Deadline) -> LaunchWorkerError | None:
+    def _connect(self) -> None:
+        """Have the manager connect it; what goes wrong is the worker's set-up error. Runs on a call thread."""
+        try:
+            self._begin(self._manager.connect(self.pid, self._config))
+        except Exception as error:
+            self._problem = error
+        self._connected.complete()
+
+    def _begin(self, stream: Any) -> None:
+        with self._lock:
+            if self._is_given_up:
+                stream.close()
+                return
+            self._peer = self._member.connect(self.pid, stream, self._config)
+        welcome = {"pid": self.pid, "members": self._member.cluster.procs()}
+        self._member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
+
+    def finish(self, deadline: Deadline) -> Exception | None:
         """Wait for its answer and make it a member; return what went wrong instead."""
-        self._member.reader.wait(self.reply, deadline, eager=True)
-        if not self.reply.done:
-            return self._give_up(f"worker {self.pid} did not join in time; raise timeout= or DISTPOOL_WORKER_TIMEOUT")
+        reader = self._member.reader
+        too_late = f"worker {self.pid} did not join in time; raise timeout= or DISTPOOL_WORKER_TIMEOUT"
+        if not reader.wait(self._connected, deadline):
+            return self._give_up(LaunchWorkerError(too_late))
+        if self._problem is not None:
+            return self._give_up(self._problem)
+        if not reader.wait(self.reply, deadline, eager=True):
+            return self._give_up(LaunchWorkerError(too_late))
         if self.reply.error is not None:
-            return self._give_up(f"worker {self.pid} ended before it had joined: {self.reply.error}")
+            text = f"worker {self.pid} ended before it had joined: {self.reply.error}"
+            return self._give_up(LaunchWorkerError(text))
         facts = self._member.open(self._member.answer_of(self.reply))
         self._config.ospid = facts["os_pid"]
         self._config.environ = {"cpu_threads": facts["cpus"]}
+        assert self._peer is not None
         self._member.cluster.add(self._peer)
         self._manager.manage(self.pid, self._config, "register")
         return None
 
-    def _give_up(self, reason: str) -> LaunchWorkerError:
-        self._member.cluster.terminate(self.pid)
+    def _give_up(self, error: Exception) -> Exception:
+        """Leave nothing of it: neither the process, if we have it, nor the connection."""
+        with self._lock:
+            self._is_given_up = True
+            peer = self._peer
+        process = self._config.process
         self._manager.kill(self.pid, self._config)
-        return LaunchWorkerError(reason)
+        if process is not None:
+            gone = Waiter()
+            process.watch(lambda code, signum: gone.complete())
+            self._member.reader.wait(gone, Deadline(GRACE_SECONDS))
+        elif peer is not None:
+            self._member.cluster.depart(peer, Departure(was_asked=True))
+        return error
 
 
 def add_workers(
@@ -267,7 +304,9 @@ def add_workers(
     """``addprocs`` in a given cluster."""
     limit = worker_timeout() if timeout is None else timeout
     with member.membership_lock:
-        launched = _Launched(member, manager)
+        launched = _Launched(member, manager, limit)
+        if isinstance(manager, LocalManager):
+            manager.attach(member.reader)
         failure: Exception | None = None
         try:
             manager.launch(params, launched)
@@ -439,7 +478,8 @@ def _flat(pids: Iterable[Any]) -> list[int]:
 
 def leave(member: Member) -> None:
     """End every worker of a cluster, within bounds: for the end of a pool or of the process."""
-    remove_workers(member, [peer.pid for peer in member.cluster.peers()])
+    with member.membership_lock:  # before looking: one that is just joining must not be overlooked
+        finish_removal(member, begin_removal(member, [peer.pid for peer in member.cluster.peers()]), None)
 
 
 def _leave_at_exit() -> None:

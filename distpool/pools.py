@@ -448,6 +448,9 @@ class _OwnedWorkers:
             pids = add_workers(member, manager, manager.default_addprocs_params())
         except CompositeException as error:
             raise LaunchWorkerError(f"{len(error)} of {count} workers of the pool did not start: {error}") from error
+        if self._is_ending:  # it began before these had joined
+            leave(member)
+            return
         if self._initializer is not None:
             self._initialize(pids)
         for pid in pids:
