@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from distpool.calls import remotecall_fetch as remotecall_fetch
     from distpool.calls import remotecall_wait as remotecall_wait
     from distpool.channel import Channel as Channel
+    from distpool.cookie import cluster_cookie as cluster_cookie
     from distpool.errors import ChannelClosedError as ChannelClosedError
     from distpool.errors import CompositeException as CompositeException
     from distpool.errors import LaunchWorkerError as LaunchWorkerError
     from distpool.errors import ProcessExitedException as ProcessExitedException
     from distpool.errors import RemoteException as RemoteException
+    from distpool.listening import start_worker as start_worker
     from distpool.managers.interface import ClusterManager as ClusterManager
     from distpool.managers.interface import WorkerConfig as WorkerConfig
+    from distpool.managers.interface import default_addprocs_params as default_addprocs_params
     from distpool.managers.local import LocalManager as LocalManager
     from distpool.membership import addprocs as addprocs
     from distpool.membership import check_same_host as check_same_host
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "calls": ("remote_do", "remotecall", "remotecall_fetch", "remotecall_wait"),
     "channel": ("Channel",),
+    "cookie": ("cluster_cookie",),
     "errors": (
         "ChannelClosedError",
         "CompositeException",
@@ -55,6 +59,7 @@ _ROOMS = {
         "ProcessExitedException",
         "RemoteException",
     ),
+    "listening": ("start_worker",),
     "managers.interface": ("ClusterManager", "WorkerConfig", "default_addprocs_params"),
     "managers.local": ("LocalManager",),
     "membership": (

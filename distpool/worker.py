@@ -35,7 +35,7 @@ FLUSH_EVERY_SECONDS: Final = 0.01
 
 def run_forked(descriptor: int, setup: dict[str, Any]) -> None:
     """Serve process 1 over an inherited socket until it says that it is enough."""
-    _fresh_main()
+    fresh_main()
     page, number = setup.get("page"), setup.get("slot")
     slot = page.slot(number) if page is not None and number is not None else None
     Worker(socket.socket(fileno=descriptor), slot).serve()
@@ -44,7 +44,7 @@ def run_forked(descriptor: int, setup: dict[str, Any]) -> None:
 class Worker:
     """This process as a worker: its main thread, and who stands in for it."""
 
-    def __init__(self, stream: socket.socket, page: memoryview | None) -> None:
+    def __init__(self, stream: socket.socket, page: memoryview | None, reader: Reader | None = None) -> None:
         self._main = threading.get_ident()
         self._os_pid = os.getpid()
         self._jobs: deque[Callable[[], None]] = deque()  # direct calls that the main thread shall run
@@ -53,7 +53,8 @@ class Worker:
         self._is_idle = True  # the main thread waits for work
         self._may_interrupt = False  # the main thread is in user code
         self._user_waits = 0  # how deep the main thread waits inside user code
-        self._reader = Reader(self._main_is_busy)
+        self._reader = reader or Reader()  # a worker that listened for its driver has one already
+        self._reader.on_takeover = self._main_is_busy
         self._reader.on_wait = self._user_code_waits
         self._member = Member(0, self._reader, self._execute)
         self._tasks = Tasks(self._member, self._work.complete, page)
@@ -191,7 +192,7 @@ class Worker:
         os._exit(0)
 
 
-def _fresh_main() -> None:
+def fresh_main() -> None:
     """Give this process a ``__main__`` of its own, empty: what functions of the driver's ``__main__`` share here."""
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__

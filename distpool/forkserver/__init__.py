@@ -22,3 +22,4 @@ from .client import ForkServer as ForkServer
 from .exits import describe_exit as describe_exit
 from .exits import oom_kills as oom_kills
 from .frames import PRELOAD_TOKEN as PRELOAD_TOKEN
+from .interpreter import interpreter_flags as interpreter_flags

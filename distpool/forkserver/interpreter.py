@@ -48,7 +48,7 @@ def start_interpreter(executable: str) -> tuple[socket.socket, int]:
         ours.setblocking(False)
         actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable_fds()]
         actions.append((os.POSIX_SPAWN_DUP2, far, 0))
-        return ours, _spawn(executable, [executable, *_interpreter_flags(), "-c", _BOOT], actions)
+        return ours, _spawn(executable, [executable, *interpreter_flags(), "-c", _BOOT], actions)
     except OSError as error:
         ours.close()
         raise LaunchWorkerError(f"cannot start {executable!r} as fork server: {error}") from error
@@ -99,7 +99,7 @@ def boot_message() -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def _interpreter_flags() -> list[str]:
+def interpreter_flags() -> list[str]:
     """Return the command-line options this interpreter runs with, as multiprocessing and subprocess pass them on.
 
     Our own few lines because importing subprocess costs some milliseconds of every start.

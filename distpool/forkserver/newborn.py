@@ -61,11 +61,13 @@ def _shed(server: Server) -> None:
     for fd in (server.wakeup, server.wakeup_end, server.lifeline_end, server.driver_fd):
         if fd >= 0:
             os.close(fd)
-    _hold_lifeline(server.lifeline)
+    hold_lifeline(server.lifeline)
 
 
-def _hold_lifeline(pipe: int) -> None:
-    """Have the kernel kill our process group when the fork server dies, however that happens, whatever we are doing.
+def hold_lifeline(pipe: int) -> None:
+    """Have the kernel kill our process group when the last writer of a pipe dies, however, whatever we are doing then.
+
+    The writer is the fork server, or the driver for a worker that is a fresh interpreter.
 
     Linux can send a signal of our choice when a pipe closes. Like PR_SET_PDEATHSIG, which Python has no call for, but
     for the whole group. Elsewhere, and when /proc is missing, the driver's socket must do.
@@ -73,7 +75,7 @@ def _hold_lifeline(pipe: int) -> None:
     try:
         # Opened anew: owner and signal belong to the open file, and the inherited one is shared by all workers.
         own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        fcntl.fcntl(own, fcntl.F_SETOWN, -os.getpid())
+        fcntl.fcntl(own, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(own, fcntl.F_SETFL, os.O_NONBLOCK | fcntl.FASYNC)
         if os.read(own, 1) == b"":  # it died before we held on

@@ -11,7 +11,20 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+from distpool.errors import HandshakeError, LaunchWorkerError
+from distpool.transport import Deadline
+
+# Seconds that a worker has to join, unless DISTPOOL_WORKER_TIMEOUT or timeout= say otherwise. Julia's number.
+WORKER_TIMEOUT: Final = 60.0
+# How long an error about a worker's start waits to learn how it exited; the end of its output comes a moment earlier.
+EXIT_STATUS_SECONDS: Final = 0.5
+
+
+def worker_timeout() -> float:
+    """Return the time limit for workers to join, read from the environment at each use."""
+    return float(os.environ.get("DISTPOOL_WORKER_TIMEOUT", WORKER_TIMEOUT))
 
 
 class WorkerProcess(Protocol):
@@ -42,6 +55,7 @@ class WorkerConfig:
         "connect_at",
         "connect_idents",
         "count",
+        "deadline",
         "enable_threaded_blas",
         "environ",
         "exeflags",
@@ -62,6 +76,9 @@ class WorkerConfig:
     )
 
     io: Any
+    bind_addr: str | None
+    connect_at: tuple[str, int] | None
+    deadline: Deadline | None
     host: str | None
     port: int | None
     stream: socket.socket | None
@@ -99,6 +116,16 @@ class ClusterManager:
         """Start the processes and append a ``WorkerConfig`` for each; return when all are launched."""
         raise NotImplementedError(f"{type(self).__name__} has to define launch(params, launched)")
 
+    def connect(self, pid: int, config: WorkerConfig) -> socket.socket:
+        """Reach a worker that was launched: return a connected socket on which both sides have proved themselves.
+
+        Runs on a thread of its own per worker. By default: the worker's address is read from its output or taken from
+        ``host`` and ``port``, dialled, and the handshake made. Raises LaunchWorkerError when any of this fails.
+        """
+        if config.stream is not None:
+            return config.stream
+        return _reach(pid, config, config.deadline or Deadline(worker_timeout()))
+
     def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
         """Be told of "register", "deregister", "interrupt" and "finalize" of a worker."""
 
@@ -131,3 +158,65 @@ def default_addprocs_params(manager: ClusterManager | None = None) -> dict[str, 
         "enable_threaded_blas": False,
         "lazy": True,
     }
+
+
+def _reach(pid: int, config: WorkerConfig, deadline: Deadline) -> socket.socket:
+    """Find out where a worker listens and connect to it; later lines of its output are shown from then on."""
+    # Here, because workers load this room, and those that share a socket pair need nothing of it.
+    from distpool.managers.startup import WorkerOutput
+
+    if config.io is None:
+        if config.host is None or config.port is None:
+            raise LaunchWorkerError("the manager has set neither stream, nor io, nor host and port of WorkerConfig")
+        return _dial(config.host.rpartition("@")[2], config.port, config, deadline)
+    output = WorkerOutput(config.io)
+    try:
+        host, config.port = output.read_address(deadline)
+        config.host = config.host or host
+        output.show_startup()
+        stream = _dial(host, config.port, config, deadline)
+    except Exception as error:
+        output.close()
+        if not isinstance(error, LaunchWorkerError):
+            raise
+        raise LaunchWorkerError(f"{error}{_exit_status(config.process)}") from error.__cause__
+    output.forward(pid)
+    return stream
+
+
+def _dial(host: str, port: int, config: WorkerConfig, deadline: Deadline) -> socket.socket:
+    from distpool.tcp import dial, greet  # as above
+
+    config.bind_addr, config.connect_at = host, (host, port)
+    try:
+        stream = dial(host, port, deadline)
+    except OSError as error:
+        raise LaunchWorkerError(f"cannot connect to the worker at {host}, port {port}: {error}") from error
+    try:
+        greet(stream, deadline)
+    except HandshakeError as error:
+        stream.close()
+        raise LaunchWorkerError(f"the worker at {host}, port {port} was not admitted: {error}") from error
+    return stream
+
+
+def _exit_status(process: WorkerProcess | None) -> str:
+    """How the process has ended, as the end of a sentence; empty when it lives or nobody knows."""
+    if process is None:
+        return ""
+    import threading  # as above; only for workers that failed
+
+    known = threading.Event()
+    status: list[int | None] = []
+
+    def ended(code: int | None, signum: int | None) -> None:
+        status.extend((code, signum))
+        known.set()
+
+    process.watch(ended)
+    if not known.wait(EXIT_STATUS_SECONDS):
+        return ""
+    code, signum = status
+    if code is None and signum is None:
+        return ""
+    return f"\nthe process ended with {f'signal {signum}' if code is None else f'exit code {code}'}"

@@ -1,5 +1,6 @@
 """Workers on this machine, forked by the fork server and reached over an inherited socket pair.
 
+Where forking is not possible or not wanted they are fresh interpreters, reached as remote ones are (``interpreter``).
 Used by ``addprocs(n)`` and by pools that own their workers. One fork server per process and list of preloaded modules,
 kept warm for the next pool and ended with the process; its reports (started, exited and how) come in on the reading
 thread. Owns: the fork servers, the shared page on which workers note what they are doing.
@@ -18,8 +19,16 @@ from itertools import count
 from typing import Any, Final
 
 from distpool.errors import LaunchWorkerError
-from distpool.forkserver import PRELOAD_TOKEN, ForkServer, describe_exit, oom_kills
+from distpool.forkserver import PRELOAD_TOKEN, ForkServer, describe_exit, interpreter_flags, oom_kills
 from distpool.managers.interface import ClusterManager, Launched, WorkerConfig, default_addprocs_params
+from distpool.managers.interpreter import (
+    InterpreterProcess,
+    first_words,
+    interpreter_command,
+    own_path_entries,
+    start_worker_interpreter,
+    words,
+)
 from distpool.segments import SharedPage
 from distpool.transport import Reader
 
@@ -216,13 +225,23 @@ class LocalManager(ClusterManager):
 
     Workers share a socket pair with this process: no port is opened. ``preload`` names modules that the fork server
     imports once, before it forks the first worker, so that all workers share their memory.
+
+    With another program or flags for it (``exename``, ``exeflags``), with ``restrict=False`` (workers listen on an
+    address that other machines can reach), and where the platform cannot fork, each worker is a fresh interpreter that
+    listens, on loopback unless told otherwise; the handshake keeps strangers out.
     """
 
-    def __init__(self, np: int, restrict: bool = True, *, reader: Reader, preload: Sequence[str] = ()) -> None:
+    def __init__(
+        self, np: int, restrict: bool = True, *, reader: Reader | None = None, preload: Sequence[str] = ()
+    ) -> None:
         self.np = np
         self.restrict = restrict
         self._reader = reader
         self._preload = tuple(preload)
+
+    def attach(self, reader: Reader) -> None:
+        """Take the reader of the cluster that the workers are for; ``addprocs`` does that."""
+        self._reader = reader
 
     def __repr__(self) -> str:
         return "LocalManager()"
@@ -232,8 +251,13 @@ class LocalManager(ClusterManager):
         return default_addprocs_params()
 
     def launch(self, params: dict[str, Any], launched: Launched) -> None:
-        """Fork the workers; each gets our directory, environment, ``sys.path`` and ``sys.argv`` as they are now."""
+        """Start the workers; each gets our directory, environment, ``sys.path`` and ``sys.argv`` as they are now."""
         if self.np <= 0:
+            return
+        if self._reader is None:
+            raise RuntimeError("LocalManager.launch() is for addprocs() to call: it attaches the reader first")
+        if self._wants_interpreters(params):
+            self._launch_interpreters(params, launched, self._reader)
             return
         forks = _servers.get(self._reader, self._preload)
         setup = {
@@ -255,6 +279,35 @@ class LocalManager(ClusterManager):
         finally:
             theirs.close()
         return WorkerConfig(stream=ours, process=process, host="127.0.0.1", enable_threaded_blas=False)
+
+    def _wants_interpreters(self, params: Mapping[str, Any]) -> bool:
+        is_ours = words(params["exename"]) == [sys.executable] and not words(params["exeflags"])
+        return not (self.restrict and is_ours and ForkServer.available())
+
+    def _launch_interpreters(self, params: Mapping[str, Any], launched: Launched, reader: Reader) -> None:
+        from distpool.cookie import cluster_cookie  # here, and tcp: forked workers need neither
+        from distpool.tcp import LOOPBACK, outward_address
+
+        program, flags = words(params["exename"]), words(params["exeflags"])
+        if not program:
+            raise LaunchWorkerError("exename is empty, so there is no program to start; pass the path of a Python")
+        is_ours = program == [sys.executable]
+        flags = [*interpreter_flags(), *flags] if is_ours else flags
+        directory = os.path.abspath(params["dir"])
+        command = interpreter_command(program, flags, directory, LOOPBACK if self.restrict else outward_address())
+        setup = {
+            "dir": directory,
+            # Another interpreter has libraries of its own, so it gets what is not libraries of ours.
+            "path": [entry for entry in sys.path if isinstance(entry, str)] if is_ours else own_path_entries(),
+            "is_whole_path": is_ours,
+            "argv": list(sys.argv),
+            "preload": list(self._preload),
+        }
+        words_to_say = first_words(cluster_cookie(), setup)
+        environment = worker_environment(params)
+        for _ in range(self.np):
+            popen = start_worker_interpreter(command, environment, words_to_say)
+            launched.append(WorkerConfig(io=popen.stdout, process=InterpreterProcess(popen, reader)))
 
     def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
         """Nothing to do: the fork server reports deaths, and interrupts go over the connection."""

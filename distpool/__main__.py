@@ -1,0 +1,208 @@
+"""The command line: run a program with workers, or be a worker.
+
+``python -m distpool -p 4 script.py`` adds four local workers and runs the script as process 1, as ``julia -p 4`` does.
+``python -m distpool --worker`` is what managers start. Also installed as the command ``distpool``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import types
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import argparse
+
+USAGE = """\
+%(prog)s [-p N|auto] script.py [arguments]
+       %(prog)s [-p N|auto] -m module [arguments]
+       %(prog)s [-p N|auto] -c code [arguments]
+       %(prog)s --worker[=COOKIE] [--bind-to ADDR[:PORT]]"""
+EPILOG = """\
+examples:
+  %(prog)s -p auto simulation.py --steps 1000     as many workers as this process may use cores
+  %(prog)s -p 2 -c "import distpool; print(distpool.workers())"
+  %(prog)s --worker --bind-to 10.0.0.7            be a worker for a driver elsewhere: the cookie comes as
+                                                one line on standard input, and where the worker listens
+                                                is printed as distpool_worker:PORT#ADDR
+
+environment:
+  DISTPOOL_WORKER_TIMEOUT   seconds that a worker and its driver wait for each other (60)"""
+
+# Options whose value is the next word; all others stand alone or are written with "=".
+_WITH_VALUE = ("-p", "--procs", "--bind-to")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do what the command line says; ``argv`` are its words without the program's name."""
+    ours, program = split_command(sys.argv[1:] if argv is None else list(argv))
+    parser = _parser()
+    options = parser.parse_args(ours)
+    if options.worker is not None:
+        if program or options.procs is not None:
+            parser.error("--worker runs no program and starts no workers: it is one")
+        _be_worker(parser, options)
+    if not program:
+        parser.error("there is nothing to run: give a script, -m module or -c code (--help shows examples)")
+    if len(program) == 1 and program[0] in ("-m", "-c"):
+        parser.error(f"argument expected for {program[0]}")
+    found, arguments = find_program(program)
+    found.arrange(arguments)
+    if options.procs is not None:
+        _add_workers(options.procs)
+    found.run()
+
+
+def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return our options, and the program with its arguments, which may look like options of ours.
+
+    >>> split_command(["-p", "2", "script.py", "-p", "3"])
+    (['-p', '2'], ['script.py', '-p', '3'])
+    """
+    place = 0
+    while place < len(words):
+        word = words[place]
+        if word in ("-m", "-c") or not word.startswith("-") or word == "-":
+            break
+        place += 2 if word in _WITH_VALUE else 1
+    return list(words[:place]), list(words[place:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse  # only here: what imports this module for its functions does not pay for it
+
+    from distpool import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="distpool",
+        usage=USAGE,
+        epilog=EPILOG,
+        description="Run a program with workers, or be one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-p", "--procs", type=_count, metavar="N|auto", help="add N local workers first; auto: as many as usable cores"
+    )
+    parser.add_argument("--version", action="version", version=f"distpool {__version__}")
+    worker = parser.add_argument_group("to be a worker")
+    worker.add_argument(
+        "--worker",
+        nargs="?",
+        const=True,
+        metavar="COOKIE",
+        help="listen for a driver that knows the secret: a line of standard input, or COOKIE, which every user of the "
+        "machine can read in the list of processes",
+    )
+    worker.add_argument(
+        "--bind-to", metavar="ADDR[:PORT]", help="listen on this numeric address (127.0.0.1) and port (any free one)"
+    )
+    worker.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # of a local manager: see listening
+    return parser
+
+
+def _count(text: str) -> int | None:
+    """The number of workers; -1 stands for auto, as argparse takes None for "not given"."""
+    if text == "auto":
+        return -1
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(text)
+    return int(text)
+
+
+def _be_worker(parser: argparse.ArgumentParser, options: argparse.Namespace) -> NoReturn:
+    from distpool import listening
+    from distpool.tcp import LOOPBACK, parse_bind_to
+    from distpool.worker import fresh_main
+
+    bind_to = options.bind_to or LOOPBACK
+    try:
+        parse_bind_to(bind_to)
+    except ValueError as error:
+        parser.error(f"--bind-to: {error}")
+    if options.child:
+        listening.start_child(bind_to)
+    fresh_main()
+    try:
+        listening.start_worker(cookie=None if options.worker is True else options.worker, bind_to=bind_to)
+    except ValueError as error:
+        parser.error(f"--worker: {error}")
+
+
+def _add_workers(count: int) -> None:
+    from distpool.membership import addprocs
+
+    addprocs(None if count < 0 else count)
+
+
+class Program:
+    """A script, ``-m module`` or ``-c code``, found and compiled: what ``__main__`` will be.
+
+    Not run by runpy: it puts the old ``__main__`` back when the program's last line is done, but threads, exit handlers
+    and functions that workers ask for still belong to the program then.
+    """
+
+    def __init__(self, name: str, folder: str, code: types.CodeType, facts: dict[str, Any]) -> None:
+        self._name = name  # its sys.argv[0]
+        self._folder = folder  # its sys.path[0]
+        self._code = code
+        self._facts = facts  # what its __main__ knows of itself
+
+    def arrange(self, arguments: Sequence[str]) -> None:
+        """Set ``sys.argv`` and ``sys.path`` as the interpreter would; before workers are added, who take them over."""
+        sys.argv[:] = [self._name, *arguments]
+        if not getattr(sys.flags, "safe_path", False):  # the first entry is then no folder of a script's
+            sys.path[0] = self._folder
+
+    def run(self) -> None:
+        """Run it as ``__main__``."""
+        main_module = types.ModuleType("__main__")
+        main_module.__dict__.update({"__builtins__": __builtins__, **self._facts})
+        sys.modules["__main__"] = main_module
+        exec(self._code, main_module.__dict__)
+
+
+def find_program(words: Sequence[str]) -> tuple[Program, list[str]]:
+    """Return the program and its arguments; ends this process with a message when there is no such program."""
+    if words[0] == "-c":
+        return Program("-c", "", compile(words[1], "<string>", "exec"), {}), list(words[2:])
+    if words[0] == "-m":
+        return _find_module(words[1]), list(words[2:])
+    return _find_script(words[0]), list(words[1:])
+
+
+def _find_script(path: str) -> Program:
+    try:
+        with io.open_code(os.path.abspath(path)) as file:
+            code = compile(file.read(), path, "exec")
+    except OSError as error:
+        print(f"distpool: can't open file {path!r}: {error}", file=sys.stderr)
+        sys.exit(2)
+    return Program(path, os.path.dirname(os.path.realpath(path)), code, {"__file__": os.path.abspath(path)})
+
+
+def _find_module(name: str) -> Program:
+    import importlib.util
+
+    folder = os.getcwd()
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = folder  # modules of the current directory first, as with python -m
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        sys.exit(f"distpool: cannot find module {name!r}: {error}")
+    loader: Any = spec.loader if spec is not None else None
+    code = loader.get_code(spec.name) if spec is not None and hasattr(loader, "get_code") else None
+    if spec is None or code is None:
+        sys.exit(f"distpool: there is no module {name!r} that could be run")
+    facts = {"__file__": spec.origin, "__spec__": spec, "__loader__": loader, "__package__": spec.parent}
+    return Program(spec.origin or name, folder, code, facts)
+
+
+if __name__ == "__main__":
+    main()

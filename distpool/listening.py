@@ -1,0 +1,256 @@
+"""A worker that listens: on this machine as a fresh interpreter, or on any other.
+
+Used by the command line (``python -m distpool --worker``) and by programs that make themselves workers
+(``start_worker``). It binds, says where on one line of its output, and waits for its driver; whoever proves himself
+first is process 1::
+
+    stdin   <- cookie              stdout  -> distpool_worker:PORT#ADDR
+    listener --accept--> Stranger --handshake within 5 s--> the driver: Worker(stream).serve()
+                                  --garbage, silence, a wrong secret--> closed; nobody else is harmed
+
+All of it happens on the thread that reads, before and after the driver has come: a handler takes what has arrived and
+never waits for a stranger. Owns: the listener, the connections that are not proved yet.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from typing import Any, Final, NoReturn, TextIO
+
+from distpool.cookie import cluster_cookie
+from distpool.errors import HandshakeError
+from distpool.forkserver.newborn import hold_lifeline
+from distpool.handshake import Handshake
+from distpool.managers.interface import worker_timeout
+from distpool.tcp import LOOPBACK, address_line, advertised_address, listen, new_handshake, parse_bind_to, tune
+from distpool.transport import Deadline, Reader, Timer, Waiter
+from distpool.worker import Worker, fresh_main
+
+# How long one connection may take to prove itself. Two round trips and no work: a slow link needs a second.
+STRANGER_SECONDS: Final = 5.0
+# How many connections may be unproved at a time; more are closed at once, so that strangers cannot use up descriptors.
+MAX_STRANGERS: Final = 16
+# A cookie has at most 255 characters; who sends more has mistaken us for something else.
+MAX_COOKIE_BYTES: Final = 256
+
+
+def start_worker(
+    out: TextIO | None = None,
+    cookie: str | None = None,
+    *,
+    close_stdin: bool = True,
+    stderr_to_stdout: bool = True,
+    bind_to: str = LOOPBACK,
+) -> NoReturn:
+    """Make this process a worker that listens, say where, and serve the driver that proves itself; never returns.
+
+    Runs in the process that calls it, on its main thread; the process ends when the driver says so or is gone.
+    Functions of the driver's ``__main__`` share this process's ``__main__``.
+
+    Args:
+        out: where the address line goes, as one line ``distpool_worker:PORT#ADDR``, flushed; standard output by
+        default. cookie: the cluster's secret; None reads one line of standard input.
+        close_stdin: make standard input the null device, so that no task waits for a user who is not there.
+        stderr_to_stdout: send standard error where standard output goes, so that a driver gets both, in order.
+        bind_to: ``ADDR[:PORT]`` to listen on; without a port, any free one.
+
+    Exits with status 1 and a message on standard error when the address cannot be had, or when no driver has proved
+    itself within ``DISTPOOL_WORKER_TIMEOUT`` seconds (60). Raises RuntimeError outside the main thread, ValueError for
+    a bad ``bind_to`` or cookie. Julia's ``start_worker``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("start_worker() must be called on the main thread: it serves there, and takes interrupts")
+    host, port = parse_bind_to(bind_to)
+    deadline = Deadline(worker_timeout())
+    cluster_cookie(_read_cookie(deadline) if cookie is None else cookie)
+    _arrange_streams(close_stdin, stderr_to_stdout)
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        sys.exit(f"distpool worker: cannot listen on {bind_to}: {error}")
+    door = Door(listener, Reader())
+    print(address_line(*advertised_address(listener)), file=out or sys.stdout, flush=True)
+    driver = door.wait_for_driver(deadline)
+    if driver is None:
+        sys.exit("distpool worker: no driver came in time (DISTPOOL_WORKER_TIMEOUT); this worker ends")
+    Worker(driver, None, door.reader).serve()
+    raise AssertionError("a worker serves until it ends its process")
+
+
+def start_child(bind_to: str) -> NoReturn:
+    """Be a worker that a local manager has started: its first words tell how to look, and its input is our lifeline."""
+    import json  # here and below: only for such workers
+
+    with os.fdopen(os.dup(0), "rb") as first_words:
+        cookie = first_words.readline().decode("ascii").rstrip("\n")
+        setup = json.loads(first_words.readline() or b"null")
+    if setup is None:
+        sys.exit("distpool worker: the driver is gone, or the cookie and the setup did not come on standard input")
+    hold_lifeline(os.dup(0))
+    fresh_main()
+    _look_like(setup)
+    start_worker(None, cookie, bind_to=bind_to)
+
+
+def _look_like(setup: dict[str, Any]) -> None:
+    """Take on the directory, path and arguments of the driver."""
+    import importlib
+
+    os.chdir(setup["dir"])
+    # The first entry is the folder that ``-m`` was started in: the package's own.
+    sys.path[:] = setup["path"] if setup["is_whole_path"] else [*setup["path"], *sys.path[1:], sys.path[0]]
+    sys.argv[:] = setup["argv"]
+    for name in setup["preload"]:
+        importlib.import_module(name)
+
+
+class Door:
+    """The listener and those who stand before it. A handler of the reader."""
+
+    def __init__(self, listener: socket.socket, reader: Reader) -> None:
+        self.reader = reader
+        self.strangers: set[Stranger] = set()
+        self._listener = listener
+        self._driver: socket.socket | None = None
+        self._arrival = Waiter()
+        listener.setblocking(False)
+        reader.register(self)
+
+    def wait_for_driver(self, deadline: Deadline) -> socket.socket | None:
+        """Return the connection of the first who proves himself; None when nobody did in time."""
+        self.reader.wait(self._arrival, deadline)
+        return self._driver
+
+    def fileno(self) -> int:
+        """The listener's descriptor."""
+        return self._listener.fileno()
+
+    def on_writable(self) -> None:
+        """Never asked for."""
+
+    def on_readable(self) -> None:
+        """Somebody has come."""
+        try:
+            stream, address = self._listener.accept()
+        except OSError:  # gone already, or no descriptor left for him
+            return
+        if len(self.strangers) >= MAX_STRANGERS:
+            stream.close()
+            return
+        self.strangers.add(Stranger(self, stream, f"{address[0]}, port {address[1]}"))
+
+    def proved(self, stream: socket.socket, name: str) -> None:
+        """Somebody knows the secret."""
+        if self._driver is not None:
+            stream.close()
+            complain(f"a second driver ({name}) was turned away")
+            return
+        self._driver = stream
+        self._arrival.complete()
+
+
+class Stranger:
+    """A connection on its way through the handshake. A handler of the reader."""
+
+    def __init__(self, door: Door, stream: socket.socket, name: str) -> None:
+        self._door = door
+        self._stream = stream
+        self._name = name
+        self._handshake: Handshake = new_handshake("acceptor")
+        stream.setblocking(False)
+        self._timer: Timer = door.reader.call_later(STRANGER_SECONDS, self._too_slow)
+        door.reader.register(self)
+
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        return self._stream.fileno()
+
+    def on_writable(self) -> None:
+        """Never asked for: what the handshake sends fits into the empty buffer of a new connection."""
+
+    def on_readable(self) -> None:
+        """Take what has come, but nothing that follows the handshake."""
+        try:
+            data = self._stream.recv(self._handshake.wanted)
+            if not data:
+                raise self._handshake.connection_lost()
+            self._handshake.receive(data)
+            if answer := self._handshake.data_to_send():
+                self._stream.sendall(answer)
+        except BlockingIOError:
+            return
+        except HandshakeError as error:
+            self._turn_away(str(error))
+        except OSError as error:
+            self._turn_away(f"the connection broke: {error}")
+        else:
+            if self._handshake.is_complete:
+                self._leave()
+                self._door.proved(tune(self._stream), self._name)
+
+    def _too_slow(self) -> None:
+        self._turn_away(f"no handshake within {STRANGER_SECONDS:g} s")
+
+    def _turn_away(self, reason: str) -> None:
+        self._leave()
+        self._stream.close()
+        complain(f"a connection from {self._name} was not admitted: {reason}")
+
+    def _leave(self) -> None:
+        self._timer.cancel()
+        self._door.reader.unregister(self)
+        self._door.strangers.discard(self)
+
+
+def complain(text: str) -> None:
+    """Say on standard error what is nobody's result."""
+    try:
+        print(f"distpool worker: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):  # there is none
+        return
+
+
+def _read_cookie(deadline: Deadline) -> str:
+    """Read one line of standard input and nothing beyond it: with ``close_stdin=False`` the rest is the user's."""
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) <= MAX_COOKIE_BYTES:
+        byte = os.read(0, 1) if _has_input(deadline) else b""
+        if not byte:
+            break
+        line += byte
+    if not line:
+        sys.exit("distpool worker: no cookie came on standard input; give it there as one line, or as --worker=COOKIE")
+    try:
+        return line.decode("ascii").rstrip("\r\n")
+    except UnicodeDecodeError:
+        sys.exit("distpool worker: the line on standard input is no cookie: it is not ASCII")
+
+
+def _has_input(deadline: Deadline) -> bool:
+    """Wait until standard input has something, or ends; False when the time is over. True where that cannot be
+    asked."""
+    import select
+
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    left = deadline.remaining()
+    return bool(poll.poll(None if left is None else left * 1000))
+
+
+def _arrange_streams(close_stdin: bool, stderr_to_stdout: bool) -> None:
+    """At the level of descriptors, so that output of C code goes the same way."""
+    if close_stdin:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        if null != 0:
+            os.close(null)
+    if stderr_to_stdout:
+        os.dup2(1, 2)
+    # The driver shows line by line what comes; into a pipe Python would write only when many lines have gathered.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
