@@ -21,17 +21,17 @@ COMPAT = ROOT / "compat"
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
     ("errors", "messages", "channel"),
-    ("wire", "pickling", "bundles", "transport", "segments", "threads", "claims"),
+    ("cookie", "wire", "handshake", "pickling", "bundles", "transport", "tcp", "segments", "threads", "claims"),
     ("peer", "store", "forkserver", "managers"),
-    ("cluster", "bookkeeping", "introductions", "member"),
-    ("refs", "calls", "membership", "tasks", "worker"),
+    ("cluster", "bookkeeping", "introductions", "serving", "member"),
+    ("refs", "calls", "membership", "tasks", "worker", "listening"),
     ("futures", "jobs", "dispatch", "pools", "loops"),
     ("__init__", "__main__"),
 )
 ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 
 # The one room with several files, likewise in order; its __init__ comes last.
-MANAGERS = ("interface", "local", "ssh", "slurm", "mpi", "ray", "dask", "__init__")
+MANAGERS = ("startup", "interface", "interpreter", "local", "ssh", "slurm", "mpi", "ray", "dask", "__init__")
 
 
 class Import(NamedTuple):
