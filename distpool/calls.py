@@ -12,10 +12,11 @@ from typing import Any, Protocol, TypeVar
 
 from distpool import messages as m
 from distpool.errors import RemoteException, remote_exception
-from distpool.member import Member, default_member, report_unraisable
+from distpool.member import Member, default_member
 from distpool.messages import RRID
 from distpool.pickling import capture, dump
 from distpool.refs import Future
+from distpool.serving import report_unraisable
 
 T = TypeVar("T")
 

@@ -27,12 +27,13 @@ from distpool import messages as m
 from distpool.bookkeeping import Bookkeeping
 from distpool.channel import Channel
 from distpool.cluster import Cluster, Departure
-from distpool.errors import RemoteException, remote_exception
+from distpool.errors import remote_exception
 from distpool.introductions import Introductions
 from distpool.managers.interface import WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
-from distpool.pickling import Parcel, capture, dump, dump_exception, load, load_exception
+from distpool.pickling import Parcel, load, load_exception
+from distpool.serving import NOTHING, Serving, send_error
 from distpool.store import Store
 from distpool.threads import CallThreads
 from distpool.transport import Deadline, Reader
@@ -45,7 +46,6 @@ Action = Callable[[Peer, Frame], None]
 # millisecond; a process that closed its stream and lives on is killed after this time.
 EXIT_REPORT_SECONDS: Final = 0.5
 
-_EMPTY: Final = dump(None)
 
 
 class Member:
@@ -58,9 +58,7 @@ class Member:
         self.threads = CallThreads("distpool call")
         self.execute: Callable[[Job], None] = execute or self.threads.run
         self.store = Store(run_blocking=self.threads.run)
-        # REF requests that have arrived and are not at the store yet, and whether they were withdrawn meanwhile.
-        self._beginning: dict[tuple[int, int], bool] = {}
-        self._beginning_lock = threading.Lock()  # protects _beginning
+        self.serving = Serving(self.cluster, self.store, self.open, self.execute)
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
         self.announces_deaths = False  # True for the cluster of ``addprocs``; pools replace their dead without a word
         self._notices: deque[str] = deque()  # of deaths, not yet printed
@@ -71,12 +69,12 @@ class Member:
             m.JOINED: self._answer,
             m.TAKEN_BACK: self._answer,
             m.TASKS_DONE: self._part_of_answer,
-            m.CALL: self._call,
-            m.CALL_WAIT: self._call,
-            m.CALL_FETCH: self._call,
-            m.DO: self._call,
-            m.REF: self._ref,
-            m.WITHDRAW: self._withdraw,
+            m.CALL: self.serving.call,
+            m.CALL_WAIT: self.serving.call,
+            m.CALL_FETCH: self.serving.call,
+            m.DO: self.serving.call,
+            m.REF: self.serving.ref,
+            m.WITHDRAW: self.serving.withdraw,
         }
         self.books = Bookkeeping(self.cluster, self.store, reader)
         self.introductions = Introductions(self.cluster)
@@ -177,9 +175,9 @@ class Member:
         try:
             self.introductions.introduce(peer, self.cluster.peer(frame.ref))
         except Exception as error:
-            self.send_error(peer, frame.request, error)
+            send_error(peer, frame.request, error)
         else:
-            peer.send_parcel(m.RESULT, _EMPTY, request=frame.request)
+            peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
 
     def _neighbour(self, peer: Peer, frame: Frame) -> None:
         """Process 1 has connected us to another worker."""
@@ -199,7 +197,7 @@ class Member:
     # -- requests to others --------------------------------------------------------------------------------------
 
     def request(
-        self, peer: Peer, kind: int, parcel: Parcel = _EMPTY, whence: int = 0, ref: int = 0, eager: bool = True
+        self, peer: Peer, kind: int, parcel: Parcel = NOTHING, whence: int = 0, ref: int = 0, eager: bool = True
     ) -> Frame:
         """Send a request and wait for its answer, reading meanwhile.
 
@@ -273,94 +271,6 @@ class Member:
         """Return a context in which references that are unpickled belong to this cluster."""
         return _Opening(self)
 
-    # -- requests from others ------------------------------------------------------------------------------------
-
-    def _call(self, peer: Peer, frame: Frame) -> None:
-        if frame.kind == m.CALL:
-            # The entry exists before anything that follows on this connection can ask for it.
-            self.store.create(frame.rrid, client=peer.pid)
-        self.execute(lambda: self._run_call(peer, frame))
-
-    def _run_call(self, peer: Peer, frame: Frame) -> None:
-        """Run a request and answer it. One of the three edges that catch everything: it is the user's code."""
-        try:
-            f, args, kwargs = self.open(frame)
-            value = f(*args, **kwargs)
-        except BaseException as error:
-            self._call_failed(peer, frame, error)
-            return
-        if frame.kind == m.CALL_FETCH:
-            self.send_value(peer, frame.request, value)
-        elif frame.kind == m.DO:
-            return
-        else:
-            self.store.set_result(frame.rrid, True, value, creator=peer.pid)
-            if frame.kind == m.CALL_WAIT:
-                peer.send_parcel(m.RESULT, _EMPTY, request=frame.request)
-
-    def _call_failed(self, peer: Peer, frame: Frame, error: BaseException) -> None:
-        if frame.kind == m.DO:
-            report_unraisable(self.pid, error)
-        elif frame.kind == m.CALL_FETCH:
-            self.send_error(peer, frame.request, error)
-        else:
-            captured = capture(error)
-            self.store.set_result(frame.rrid, False, remote_exception(self.pid, captured), creator=peer.pid)
-            if frame.kind == m.CALL_WAIT:
-                self.send_error(peer, frame.request, error)
-
-    def send_value(self, peer: Peer, request: int, value: object) -> bool:
-        """Answer a request; a value that cannot travel becomes an error that says so, for this request alone.
-
-        Returns whether the value itself was sent.
-        """
-        try:
-            parcel = dump(value)
-        except BaseException as error:
-            self.send_error(peer, request, error)
-            return False
-        return peer.send_parcel(m.RESULT, parcel, request=request)
-
-    def send_error(self, peer: Peer, request: int, error: BaseException) -> None:
-        """Answer a request with the exception it raised."""
-        peer.send_parcel(m.RESULT, dump_exception(error), flags=m.FLAG_ERROR, request=request)
-
-    def _ref(self, peer: Peer, frame: Frame) -> None:
-        self._beginning[peer.pid, frame.request] = False
-        self.execute(lambda: self._run_ref(peer, frame))
-
-    def _run_ref(self, peer: Peer, frame: Frame) -> None:
-        def answer(ok: bool, value: Any) -> bool:
-            """Send the answer; False when it was not delivered, so that a taken item goes back to its place."""
-            if not peer.is_open:
-                return False
-            if ok:
-                return self.send_value(peer, frame.request, value)
-            self.send_error(peer, frame.request, value)
-            return True
-
-        try:
-            op, args = self.open(frame)
-        except BaseException as error:  # the user's objects
-            self.send_error(peer, frame.request, error)
-        else:
-            self.store.request(frame.rrid, op, args, peer.pid, frame.request, answer)
-        with self._beginning_lock:
-            is_withdrawn = self._beginning.pop((peer.pid, frame.request), False)
-        if is_withdrawn:
-            self._withdraw(peer, frame)
-
-    def _withdraw(self, peer: Peer, frame: Frame) -> None:
-        with self._beginning_lock:
-            if (
-                peer.pid,
-                frame.request,
-            ) in self._beginning:  # it overtook its own request, which looks when it is known
-                self._beginning[peer.pid, frame.request] = True
-                return
-        if self.store.withdraw(peer.pid, frame.request):
-            peer.send(m.RESULT, m.FLAG_WITHDRAWN, frame.request)
-
     # -- local references ----------------------------------------------------------------------------------------
 
     def next_rrid(self) -> RRID:
@@ -390,12 +300,6 @@ class _Opening:
 
     def __exit__(self, *exc: object) -> None:
         _context.member = self._previous
-
-
-def report_unraisable(pid: int, error: BaseException) -> None:
-    """Print an exception that nobody waits for, as Julia's remote_do does."""
-    captured = error.captured if isinstance(error, RemoteException) else capture(error)
-    print(f"exception on process {pid}:\n{captured.traceback}", file=sys.stderr, flush=True)
 
 
 def _nothing(pid: int) -> None:

@@ -21,14 +21,17 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from distpool import messages as m
+from distpool import serving, tasks
 from distpool.member import Member, install_default
 from distpool.messages import DRIVER
 from distpool.peer import Peer
 from distpool.pickling import dump
-from distpool.tasks import UNINTERRUPTIBLE, Tasks
+from distpool.tasks import Tasks
 from distpool.transport import Reader, Waiter
 from distpool.wire import Frame
 
+# While one of these is on the stack, SIGINT is of no effect: answers and results must not be lost half-way.
+UNINTERRUPTIBLE: Final = serving.UNINTERRUPTIBLE | tasks.UNINTERRUPTIBLE
 # How often the background thread sends what a long-running envelope has finished.
 FLUSH_EVERY_SECONDS: Final = 0.01
 
@@ -165,12 +168,14 @@ class Worker:
             self._leave()  # the main thread is in user code, and may stay there
 
     def _interrupt(self, peer: Peer, frame: Frame) -> None:
-        """Raise KeyboardInterrupt in what the main thread runs; nothing happens when it runs nothing."""
-        wanted = not frame.ref or self._tasks.is_running(self._main, frame.ref)
-        if wanted and self._may_interrupt:
+        """Interrupt one envelope of tasks, or (``ref`` 0) everything that runs here; nothing happens when it does not."""
+        if not frame.ref:
+            self._member.serving.interrupt(self._main)
+        if not frame.ref or self._tasks.is_running(self._main, frame.ref):
             signal.pthread_kill(self._main, signal.SIGINT)
 
     def _on_sigint(self, signum: int, frame: types.FrameType | None) -> None:
+        """Raise KeyboardInterrupt in what the main thread runs for others; an idle worker is not harmed."""
         while frame is not None:
             if frame.f_code in UNINTERRUPTIBLE:
                 return

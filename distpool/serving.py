@@ -1,0 +1,202 @@
+"""Requests from other processes: what runs here for them, and how it is answered.
+
+Used by the member. The reading thread only notes that a request has come and hands a job to ``execute``; the job opens the
+payload, runs it and answers, in a worker's main thread or a thread of its own. Every request is answered exactly once,
+whatever happens: by its value, by what it raised, by the reason why its value cannot travel, or, when it is interrupted
+while its thread cannot be stopped, by KeyboardInterrupt at once. Owns: the table of running requests.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from distpool import messages as m
+from distpool.cluster import Cluster
+from distpool.errors import RemoteException, remote_exception
+from distpool.peer import Peer
+from distpool.pickling import capture, dump, dump_exception
+from distpool.store import Store
+from distpool.wire import Frame
+
+Job = Callable[[], None]
+
+NOTHING: Final = dump(None)  # the payload of an answer without a value
+
+
+class Call:
+    """One request to run a function, until it is answered."""
+
+    __slots__ = ("_serving", "frame", "is_answered", "peer")
+
+    def __init__(self, serving: Serving, peer: Peer, frame: Frame) -> None:
+        self._serving = serving
+        self.peer = peer
+        self.frame = frame
+        self.is_answered = False
+
+    def __call__(self) -> None:
+        """Run and answer. One of the three edges that catch everything: it is the user's code."""
+        running, ident = self._serving.running, threading.get_ident()
+        outer = running.get(ident)
+        running[ident] = self
+        try:
+            self._run()
+        except KeyboardInterrupt as error:  # it came between two lines of ours instead of inside the user's code
+            self.fail(error)
+        finally:
+            if outer is None:
+                running.pop(ident, None)
+            else:
+                running[ident] = outer
+
+    def _run(self) -> None:
+        try:
+            f, args, kwargs = self._serving.open(self.frame)
+            value = f(*args, **kwargs)
+        except BaseException as error:
+            self.fail(error)
+        else:
+            self.succeed(value)
+
+    def succeed(self, value: object) -> None:
+        """Answer with a value: send it, or keep it here under the call's reference."""
+        if self.is_answered:
+            return
+        self.is_answered = True
+        frame, serving = self.frame, self._serving
+        if frame.kind == m.CALL_FETCH:
+            send_value(self.peer, frame.request, value)
+        elif frame.kind != m.DO:
+            serving.store.set_result(frame.rrid, True, value, creator=self.peer.pid)
+            if frame.kind == m.CALL_WAIT:
+                self.peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an exception."""
+        if self.is_answered:
+            return
+        self.is_answered = True
+        frame, serving = self.frame, self._serving
+        if frame.kind == m.DO:
+            report_unraisable(serving.pid, error)
+            return
+        if frame.kind != m.CALL_FETCH:
+            failure = remote_exception(serving.pid, capture(error))
+            serving.store.set_result(frame.rrid, False, failure, creator=self.peer.pid)
+        if frame.kind != m.CALL:
+            send_error(self.peer, frame.request, error)
+
+
+class Serving:
+    """The requests that this process runs for others."""
+
+    def __init__(
+        self, cluster: Cluster, store: Store, open: Callable[[Frame], Any], execute: Callable[[Job], None]
+    ) -> None:
+        self.store = store
+        self.open = open
+        self.running: dict[int, Call] = {}  # by thread
+        self._cluster = cluster
+        self._execute = execute
+        # REF requests that have arrived and are not at the store yet, and whether they were withdrawn meanwhile.
+        self._beginning: dict[tuple[int, int], bool] = {}
+        self._beginning_lock = threading.Lock()  # protects _beginning
+
+    @property
+    def pid(self) -> int:
+        """This process."""
+        return self._cluster.pid
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def call(self, peer: Peer, frame: Frame) -> None:
+        """Run a function for another process. On the reading thread."""
+        if frame.kind == m.CALL:
+            # The entry exists before anything that follows on this connection can ask for it.
+            self.store.create(frame.rrid, client=peer.pid)
+        self._execute(Call(self, peer, frame))
+
+    def interrupt(self, main: int) -> None:
+        """Answer everything that runs in threads other than ``main`` with KeyboardInterrupt, and raise it there.
+
+        A thread that waits in C code hears of it late or never (Python has no way to reach it), its caller at once.
+        """
+        for ident, call in list(self.running.items()):
+            if ident != main and not call.is_answered:
+                call.fail(KeyboardInterrupt(f"interrupted on process {self.pid}"))
+                _raise_in_thread(ident)
+
+    # -- references ----------------------------------------------------------------------------------------------
+
+    def ref(self, peer: Peer, frame: Frame) -> None:
+        """Do something with a reference that this process owns. On the reading thread."""
+        self._beginning[peer.pid, frame.request] = False
+        self._execute(lambda: self._run_ref(peer, frame))
+
+    def _run_ref(self, peer: Peer, frame: Frame) -> None:
+        def answer(ok: bool, value: Any) -> bool:
+            """Send the answer; False when it was not delivered, so that a taken item goes back to its place."""
+            if not peer.is_open:
+                return False
+            if ok:
+                return send_value(peer, frame.request, value)
+            send_error(peer, frame.request, value)
+            return True
+
+        try:
+            op, args = self.open(frame)
+        except BaseException as error:  # the user's objects
+            send_error(peer, frame.request, error)
+        else:
+            self.store.request(frame.rrid, op, args, peer.pid, frame.request, answer)
+        with self._beginning_lock:
+            is_withdrawn = self._beginning.pop((peer.pid, frame.request), False)
+        if is_withdrawn:
+            self.withdraw(peer, frame)
+
+    def withdraw(self, peer: Peer, frame: Frame) -> None:
+        """A request about a reference is not wanted any more: answered at once, unless its answer is under way."""
+        key = (peer.pid, frame.request)
+        with self._beginning_lock:
+            if key in self._beginning:  # it overtook its own request, which looks when it is known
+                self._beginning[key] = True
+                return
+        if self.store.withdraw(*key):
+            peer.send(m.RESULT, m.FLAG_WITHDRAWN, frame.request)
+
+
+def send_value(peer: Peer, request: int, value: object) -> bool:
+    """Answer a request; a value that cannot travel becomes an error that says so, for this request alone.
+
+    Returns whether the value itself was sent.
+    """
+    try:
+        parcel = dump(value)
+    except BaseException as error:
+        send_error(peer, request, error)
+        return False
+    return peer.send_parcel(m.RESULT, parcel, request=request)
+
+
+def send_error(peer: Peer, request: int, error: BaseException) -> None:
+    """Answer a request with the exception it raised."""
+    peer.send_parcel(m.RESULT, dump_exception(error), flags=m.FLAG_ERROR, request=request)
+
+
+def report_unraisable(pid: int, error: BaseException) -> None:
+    """Print an exception that nobody waits for, as Julia's remote_do does."""
+    captured = error.captured if isinstance(error, RemoteException) else capture(error)
+    print(f"exception on process {pid}:\n{captured.traceback}", file=sys.stderr, flush=True)
+
+
+def _raise_in_thread(ident: int) -> None:
+    import ctypes  # slow to import, and only needed here: Python has no other way to stop a thread
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt))
+
+
+# While one of these is on the stack SIGINT is of no effect: an answer must not be lost half-way.
+UNINTERRUPTIBLE: Final = frozenset(f.__code__ for f in (Call.succeed, Call.fail, Serving._run_ref))
