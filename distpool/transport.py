@@ -1,4 +1,4 @@
-"""When to read and who reads: deadlines, the poller, and the ``Reader``, of which a process has one.
+"""When to read and who reads: the ``Reader``, of which a process has one.
 
 **The thread that waits reads.** A hand-over between threads costs as much as the round trip of an empty call, so there
 is one role, *reading*, and whoever waits for an answer takes it::
@@ -17,16 +17,19 @@ from __future__ import annotations
 
 # contextlib.suppress takes ten times as long as try and pass, and these are on the way of every wait: hence SIM105.
 import os
-import select
-import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
-from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
+
+from distpool.interrupts import DeferredInterrupt, interruptibly
+from distpool.polling import READ, WRITE, Poller
+from distpool.waiting import Deadline, Waiter
+
+__all__ = ["Deadline", "Handler", "Reader", "Timer", "Waiter"]
 
 monotonic = time.monotonic
 
@@ -39,68 +42,6 @@ TICK_SECONDS: Final = 0.005
 SPINS: Final = 60
 # After this many vain spins in a row the next waits sleep at once, and only every 32nd tries again.
 SPIN_PATIENCE: Final = 4
-
-
-class Deadline:
-    """A time limit that several steps share, in seconds from now; None has no end.
-
-    >>> Deadline(None).remaining() is None, Deadline(0).has_passed
-    (True, True)
-    """
-
-    __slots__ = ("_at",)
-
-    def __init__(self, seconds: float | None) -> None:
-        self._at = None if seconds is None else monotonic() + seconds
-
-    def remaining(self) -> float | None:
-        """Seconds left, never negative; None when there is no limit."""
-        return None if self._at is None else max(0.0, self._at - monotonic())
-
-    @property
-    def has_passed(self) -> bool:
-        """True when the limit is over."""
-        return self._at is not None and monotonic() >= self._at
-
-
-class Waiter:
-    """One thread's wait for one event. Whoever brings the event calls ``complete``; ``Reader.wait`` does the rest."""
-
-    __slots__ = ("_leads", "_lock", "done")
-
-    def __init__(self) -> None:
-        self.done = False
-        self._leads: Reader | None = None  # the reader that its thread leads just now: it sleeps in a poll, if at all
-        self._lock: threading.Lock | None = None  # made only when its thread must sleep: most never do
-
-    def complete(self) -> None:
-        """Say that the event is there. Safe from any thread, any number of times."""
-        self.done = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Let its thread look again, be it done or called to lead."""
-        lock = self._lock
-        if lock is not None:
-            try:  # noqa: SIM105
-                lock.release()
-            except RuntimeError:  # it is awake already
-                pass
-        reader = self._leads
-        if reader is not None and not reader.is_leading:  # brought by another thread: nothing arrives that ends the poll
-            reader.wake()
-
-    def sleep(self, timeout: float | None) -> None:
-        """Wait for ``wake``. The lock must exist before the waiter is made known (``prepare_to_sleep``)."""
-        assert self._lock is not None
-        self._lock.acquire(timeout=-1 if timeout is None else timeout)
-
-    def prepare_to_sleep(self) -> None:
-        """Make ``wake`` effective from now on."""
-        if self._lock is None:
-            lock = threading.Lock()
-            lock.acquire()
-            self._lock = lock
 
 
 class Handler(Protocol):
@@ -139,46 +80,16 @@ class Timer:
         return self.at < other.at
 
 
-_READ: Final = select.POLLIN | select.POLLHUP | select.POLLERR if hasattr(select, "POLLIN") else 1
-_WRITE: Final = select.POLLOUT if hasattr(select, "POLLOUT") else 4
-
-
-class _Poller:
-    """epoll where there is one, else poll; the same numbers and seconds for both."""
-
-    def __init__(self) -> None:
-        self._poll: Any = select.epoll() if hasattr(select, "epoll") else select.poll()
-        # poll() takes its table when it starts: a change made meanwhile by another thread needs a wake-up.
-        self.sees_changes_at_once = hasattr(select, "epoll")
-        self._scale = 1.0 if self.sees_changes_at_once else 1000.0
-
-    def register(self, fd: int, writable: bool) -> None:
-        self._poll.register(fd, _READ | (_WRITE if writable else 0))
-
-    def modify(self, fd: int, writable: bool) -> None:
-        self._poll.modify(fd, _READ | (_WRITE if writable else 0))
-
-    def unregister(self, fd: int) -> None:
-        self._poll.unregister(fd)
-
-    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        events: list[tuple[int, int]] = self._poll.poll(None if timeout is None else timeout * self._scale)
-        return events
-
-    def close(self) -> None:
-        if self.sees_changes_at_once:
-            self._poll.close()
-
-
 class Reader:
     """The readiness of all connections of this process, and the role of reading them.
 
     ``on_takeover`` is called by the background thread when it begins to read, because nobody else did for a tick: a
-    worker uses it to give threads to requests that its busy main thread has not begun.
+    worker uses it to give threads to requests that its busy main thread has not begun. A handler or timer that raises
+    is reported by ``threading.excepthook``; the handler is watched no more, everything else goes on.
     """
 
-    def __init__(self, on_takeover: Callable[[], None] | None = None) -> None:
-        self._poller = _Poller()
+    def __init__(self, on_takeover: Callable[[], None] | None = None, poller: Poller | None = None) -> None:
+        self._poller = poller or Poller()
         self._handlers: dict[int, Handler] = {}
         self._timers: list[Timer] = []
         self._timers_lock = threading.Lock()  # protects _timers
@@ -186,9 +97,8 @@ class Reader:
         self._leader: int | None = None  # its identity; meaningful to the leader itself
         self._followers: deque[Waiter] = deque()  # waiting threads that would lead; appended and popped atomically
         self._background_leads = False
-        self._step_aside = False  # the background thread shall give up the role
         self._epoch = 0  # counts the times that the role was given up by a waiting thread
-        self._parked = True  # the background thread sleeps without a limit
+        self._parked = False  # the background thread sleeps without a limit
         self._is_nudged = False  # it shall read without waiting for the end of its tick
         self._unpark = threading.Lock()  # released to wake the background thread
         self._unpark.acquire()
@@ -203,6 +113,7 @@ class Reader:
         os.set_blocking(self._wake_out, False)
         self._poller.register(self._wake_in, False)
         self._thread: threading.Thread | None = None
+        self._thread_lock = threading.Lock()  # protects _thread: one background thread and no second
 
     # -- connections ---------------------------------------------------------------------------------------------
 
@@ -239,6 +150,11 @@ class Reader:
         except OSError:  # full: it will come back anyway; closed: the process ends
             pass
 
+    def _end_poll(self) -> None:
+        """What the leader waits for has been brought by another thread: let it see. By itself it will look anyway."""
+        if self._leader != threading.get_ident():
+            self.wake()
+
     # -- timers --------------------------------------------------------------------------------------------------
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
@@ -264,7 +180,10 @@ class Reader:
                 if left > 0:
                     return left
                 timer = heappop(self._timers)
-            timer.run()
+            try:
+                timer.run()
+            except Exception as error:  # the reader's last line
+                _report(error)
         return None
 
     # -- waiting -------------------------------------------------------------------------------------------------
@@ -286,16 +205,19 @@ class Reader:
         if self._leader == threading.get_ident():
             raise RuntimeError("the reading thread cannot wait: this would never end")
         tell = self.on_wait
-        if tell is not None:
-            tell(True)
         try:
-            with _DeferredInterrupt(self):
+            if tell is not None:
+                tell(True)
+            with DeferredInterrupt():
                 while not waiter.done and not (deadline and deadline.has_passed):
                     if self._role.acquire(False):
                         self._lead(waiter, deadline, eager)
                     else:
                         self._follow(waiter, deadline)
         finally:
+            # Whoever was called to lead and leaves instead (done, out of time, interrupted) passes the call on.
+            if not self._role.locked():
+                self._pass_on()
             if tell is not None:
                 tell(False)
         return waiter.done
@@ -303,27 +225,28 @@ class Reader:
     def _lead(self, waiter: Waiter, deadline: Deadline | None, eager: bool) -> None:
         try:
             self._leader = threading.get_ident()
-            waiter._leads = self  # before looking: whoever completes it from now on ends the poll
+            waiter.wakes = self._end_poll  # before looking, so that an event brought by another thread ends the poll
             while not waiter.done and not (deadline and deadline.has_passed):
                 self._turn(deadline.remaining() if deadline else None, eager)
         finally:
-            waiter._leads = None
+            waiter.wakes = None
+            self._epoch += 1
             self._give_up_role()
 
     def _give_up_role(self) -> None:
         self._leader = None
-        self._epoch += 1
         self._role.release()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """The role is free: call the next thread to take it, else the background thread."""
         if self._followers:
-            self._promote()
+            try:  # noqa: SIM105
+                self._followers[0].wake()
+            except IndexError:  # it left meanwhile, and passes the call on itself
+                pass
         elif self._parked:
             self._unpark_background()
-
-    def _promote(self) -> None:
-        try:  # noqa: SIM105
-            self._followers[0].wake()
-        except IndexError:  # it left meanwhile
-            pass
 
     def _follow(self, waiter: Waiter, deadline: Deadline | None) -> None:
         waiter.prepare_to_sleep()
@@ -333,13 +256,10 @@ class Reader:
             if waiter.done or not self._role.locked():
                 return
             if self._background_leads:
-                self._step_aside = True
-                self.wake()
-            waiter.sleep(deadline.remaining() if deadline else None)
+                self.wake()  # it steps aside when it sees us on the list
+            interruptibly(waiter.sleep, deadline.remaining() if deadline else None)
         finally:
             self._followers.remove(waiter)
-            if waiter.done and not self._role.locked() and self._followers:
-                self._promote()  # we were called to lead and have no need to: pass the call on
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -351,17 +271,32 @@ class Reader:
                 timeout = due
         events = self._spin() if eager and self._may_spin else None
         if not events:
-            events = _interruptible_poll(self._poller, timeout)
+            events = interruptibly(self._poller.poll, timeout)
         for fd, mask in events:
             handler = self._handlers.get(fd)
             if handler is None:
                 if fd == self._wake_in:
                     self._drain_wake_pipe()
                 continue
-            if mask & _READ:
-                handler.on_readable()
-            if mask & _WRITE:
-                handler.on_writable()
+            try:
+                if mask & READ:
+                    handler.on_readable()
+                if mask & WRITE:
+                    handler.on_writable()
+            except (
+                Exception
+            ) as error:  # the reader's last line: a fault of ours costs this connection, never the reader
+                self._abandon(fd, handler)
+                _report(error)
+
+    def _abandon(self, fd: int, handler: Handler) -> None:
+        """Watch a connection no more, whatever state it is in."""
+        if self._handlers.get(fd) is handler:
+            del self._handlers[fd]
+            try:  # noqa: SIM105
+                self._poller.unregister(fd)
+            except (OSError, KeyError, ValueError):  # it is closed, or unregistered half-way
+                pass
 
     def _spin(self) -> list[tuple[int, int]]:
         """Look some times without sleeping, as long as that has paid off lately."""
@@ -399,9 +334,12 @@ class Reader:
             pass
 
     def _start_background(self) -> None:
-        if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._background, name="distpool reader", daemon=True)
-            self._thread.start()
+        if self._thread is not None or self._closed:
+            return
+        with self._thread_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._background, name="distpool reader", daemon=True)
+                self._thread.start()
 
     def _background(self) -> None:
         while not self._closed:
@@ -430,20 +368,18 @@ class Reader:
         try:
             if self.on_takeover is not None:
                 self.on_takeover()
-            while not self._step_aside and not self._closed:
-                if self._followers:  # came while we took the role
-                    break
+            while not self._followers and not self._closed:  # whoever waits leads instead
                 self._turn(None, False)
+        except Exception as error:  # the reader's last line
+            _report(error)
         finally:
             self._background_leads = False
-            self._step_aside = False
-            self._leader = None
-            self._role.release()
-            if self._followers:
-                self._promote()
+            self._give_up_role()
 
     def close(self) -> None:
         """End the background thread and give the descriptors back; for processes that end, and for tests."""
+        if self._closed:
+            return
         self._closed = True
         self.wake()
         self._unpark_background()
@@ -454,64 +390,11 @@ class Reader:
         os.close(self._wake_out)
 
 
-# -- Ctrl-C ------------------------------------------------------------------------------------------------------------
-
-
-class _Interrupts:
-    """Whether Ctrl-C may raise at once on the main thread; written by the main thread alone."""
-
-    polling = False
-    pending = False
-
-
-def _interruptible_poll(poller: _Poller, timeout: float | None) -> list[tuple[int, int]]:
-    if threading.get_ident() != _MAIN_IDENT:
-        return poller.poll(timeout)
-    _Interrupts.polling = True
-    try:
-        if _Interrupts.pending:
-            _Interrupts.pending = False
-            raise KeyboardInterrupt
-        # Level-triggered: what poll reports is reported again if the interrupt comes before we have seen it.
-        return poller.poll(timeout)
-    finally:
-        _Interrupts.polling = False
-
-
-def _interrupt_between_messages(signum: int, frame: FrameType | None) -> None:
-    """SIGINT while the main thread waits: raise only inside the poll, else remember. A message half handled is lost."""
-    if _Interrupts.polling:
-        raise KeyboardInterrupt
-    _Interrupts.pending = True
-
-
-class _DeferredInterrupt:
-    """For the time of one wait on the main thread, Ctrl-C raises between messages and not inside one.
-
-    Only when Python's own handler is in place: whoever set another one wants another behaviour.
-    """
-
-    __slots__ = ("_is_set", "_reader")
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._is_set = False
-
-    def __enter__(self) -> None:
-        if threading.get_ident() == _MAIN_IDENT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._is_set = True
-            signal.signal(signal.SIGINT, _interrupt_between_messages)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._is_set:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            if _Interrupts.pending:
-                _Interrupts.pending = False
-                if exc[0] is None:
-                    raise KeyboardInterrupt
-
-
-_MAIN_IDENT = threading.main_thread().ident
+def _report(error: BaseException) -> None:
+    """Make a fault of ours seen."""
+    threading.excepthook(
+        threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+    )
 
 
 def _usable_cpus() -> int:

@@ -1,0 +1,39 @@
+"""Which of many descriptors can be read or written now.
+
+Used by the reader alone. Any thread registers, the one that leads polls.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Any, Final
+
+READ: Final = select.POLLIN | select.POLLHUP | select.POLLERR if hasattr(select, "POLLIN") else 1
+WRITE: Final = select.POLLOUT if hasattr(select, "POLLOUT") else 4
+
+
+class Poller:
+    """epoll where there is one, else poll; the same numbers and seconds for both. ``poll`` is one or the other."""
+
+    def __init__(self, poll: Any = None) -> None:
+        self._poll: Any = poll or (select.epoll() if hasattr(select, "epoll") else select.poll())
+        # poll() takes its table when it starts: a change made meanwhile by another thread needs a wake-up.
+        self.sees_changes_at_once = hasattr(self._poll, "fileno")
+        self._scale = 1.0 if self.sees_changes_at_once else 1000.0
+
+    def register(self, fd: int, writable: bool) -> None:
+        self._poll.register(fd, READ | (WRITE if writable else 0))
+
+    def modify(self, fd: int, writable: bool) -> None:
+        self._poll.modify(fd, READ | (WRITE if writable else 0))
+
+    def unregister(self, fd: int) -> None:
+        self._poll.unregister(fd)
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        events: list[tuple[int, int]] = self._poll.poll(None if timeout is None else timeout * self._scale)
+        return events
+
+    def close(self) -> None:
+        if self.sees_changes_at_once:
+            self._poll.close()
