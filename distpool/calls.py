@@ -14,9 +14,13 @@ from distpool import messages as m
 from distpool.errors import RemoteException, remote_exception
 from distpool.member import Member, default_member
 from distpool.messages import RRID
-from distpool.pickling import capture, dump
+from distpool.peer import Peer, Reply
+from distpool.pickling import Parcel, capture, dump
 from distpool.refs import Future
+from distpool.segments import Segment
 from distpool.serving import report_unraisable
+from distpool.transport import Deadline, Waiter
+from distpool.wire import Frame
 
 T = TypeVar("T")
 
@@ -53,14 +57,48 @@ def remotecall(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwargs: An
     return call_into_future(default_member(), f, pid, args, kwargs)
 
 
+class Completion(Waiter):
+    """Done when a call has ended at its target, well or not; ``then`` is called at that moment and must not block."""
+
+    __slots__ = ("_then", "has_failed")
+
+    def __init__(self, then: Callable[[], object] | None = None) -> None:
+        super().__init__()
+        self.has_failed = False
+        self._then = then
+
+    def end(self, has_failed: bool) -> None:
+        """Wake whoever waits."""
+        self.has_failed = has_failed
+        self.complete()
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def arrived(self, frame: Frame) -> None:
+        """The target says that it has ended."""
+        self.end(bool(frame.flags & m.FLAG_ERROR))
+
+    def lost(self, error: BaseException) -> None:
+        """The target is gone."""
+        self.end(True)
+
+
 def call_into_future(
-    member: Member, f: Callable[..., T], pid: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    member: Member,
+    f: Callable[..., T],
+    pid: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    completion: Completion | None = None,
 ) -> Future[T]:
-    """``remotecall`` in a given cluster."""
+    """``remotecall`` in a given cluster; ``completion`` is told when the call has ended."""
     rrid = member.next_rrid()
     if pid == member.pid:
         member.store.create(rrid, client=pid)
-        member.threads.run(lambda: _run_here(member, rrid, f, args, kwargs))
+        member.threads.run(lambda: _run_here(member, rrid, f, args, kwargs, completion))
+    elif completion is not None:
+        member.send_request(member.peer(pid), completion, m.CALL, dump((f, args, kwargs)), *rrid)
     else:
         peer = member.peer(pid)
         if not peer.send_parcel(m.CALL, dump((f, args, kwargs)), whence=rrid.whence, ref=rrid.id):
@@ -70,13 +108,22 @@ def call_into_future(
     return Future.of(member, pid, rrid)
 
 
-def _run_here(member: Member, rrid: RRID, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run_here(
+    member: Member,
+    rrid: RRID,
+    f: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    completion: Completion | None,
+) -> None:
     try:
         value = f(*args, **kwargs)
+        has_failed = False
     except BaseException as error:  # the user's code
-        member.store.set_result(rrid, False, wrapped(member.pid, error), creator=member.pid)
-    else:
-        member.store.set_result(rrid, True, value, creator=member.pid)
+        value, has_failed = wrapped(member.pid, error), True
+    member.store.set_result(rrid, not has_failed, value, creator=member.pid)
+    if completion is not None:
+        completion.end(has_failed)
 
 
 def wrapped(pid: int, error: BaseException) -> RemoteException:
@@ -132,6 +179,42 @@ def call_and_fetch(member: Member, f: Callable[..., T], pid: int, args: tuple[An
     peer = member.peer(pid)
     frame = member.request(peer, m.CALL_FETCH, dump((f, args, kwargs)))
     return member.open_answer(peer, frame)  # type: ignore[no-any-return]
+
+
+class OpenCall(Reply):
+    """A ``remotecall_fetch`` under way, pickled already; ``following`` is sent when it has been answered."""
+
+    __slots__ = ("_member", "_parcel", "_segment", "following", "peer")
+
+    def __init__(self, member: Member, peer: Peer, parcel: Parcel, segment: Segment | None = None) -> None:
+        super().__init__()
+        self.peer = peer
+        self.following: OpenCall | None = None
+        self._member = member
+        self._parcel = parcel
+        self._segment = segment
+
+    def start(self) -> None:
+        """Send it. Never blocks on the reading thread."""
+        self._member.send_request(self.peer, self, m.CALL_FETCH, self._parcel, segment=self._segment)
+
+    def arrived(self, frame: Frame) -> None:
+        """Take the answer, and send the next."""
+        super().arrived(frame)
+        if self.following is not None:
+            self.following.start()
+
+    def lost(self, error: BaseException) -> None:
+        """The process is gone; the next call finds that out itself."""
+        super().lost(error)
+        if self.following is not None:
+            self.following.start()
+
+    def value(self, deadline: Deadline | None = None) -> Any:
+        """Wait and return the value, or raise what came instead; TimeoutError when the deadline has passed."""
+        if not self._member.reader.wait(self, deadline, eager=True):
+            raise TimeoutError(f"process {self.peer.pid} has not answered in time")
+        return self._member.open_answer(self.peer, self._member.answer_of(self))
 
 
 def remote_do(f: Callable[..., Any], pid: int | Pool, /, *args: Any, **kwargs: Any) -> None:

@@ -33,6 +33,7 @@ from distpool.managers.interface import WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
 from distpool.pickling import Parcel, load, load_exception
+from distpool.segments import Segment
 from distpool.serving import NOTHING, Serving, send_error
 from distpool.store import Store
 from distpool.threads import CallThreads
@@ -58,12 +59,14 @@ class Member:
         self.threads = CallThreads("distpool call")
         self.execute: Callable[[Job], None] = execute or self.threads.run
         self.store = Store(run_blocking=self.threads.run)
-        self.serving = Serving(self.cluster, self.store, self.open, self.execute)
+        self.serving = Serving(self.cluster, self.store, self.open, self.execute, lambda: self.reader.is_leading)
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
         self.announces_deaths = False  # True for the cluster of ``addprocs``; pools replace their dead without a word
         self._notices: deque[str] = deque()  # of deaths, not yet printed
         self._notices_lock = threading.Lock()  # held while printing, so that the end of the program comes after it
         self.membership_lock = threading.Lock()  # one addprocs or rmprocs at a time (Julia's rule)
+        # What a worker has to run before it is a member (``everywhere``); changed under membership_lock.
+        self.first_calls: list[Parcel] = []
         self.actions: dict[int, Action] = {
             m.RESULT: self._answer,
             m.JOINED: self._answer,
@@ -228,11 +231,21 @@ class Member:
             raise TimeoutError(f"process {peer.pid} had no answer about {tuple(rrid)} within {timeout} seconds")
         return frame
 
-    def send_request(self, peer: Peer, pending: Any, kind: int, parcel: Parcel, whence: int = 0, ref: int = 0) -> int:
-        """Send a request whose answer goes to ``pending``; return its number."""
+    def send_request(
+        self,
+        peer: Peer,
+        pending: Any,
+        kind: int,
+        parcel: Parcel,
+        whence: int = 0,
+        ref: int = 0,
+        segment: Segment | None = None,
+    ) -> int:
+        """Send a request whose answer goes to ``pending``; return its number. ``segment`` as for ``send_parcel``."""
         request = peer.next_request()
         peer.pending[request] = pending
-        sent = peer.send_parcel(kind, parcel, request=request, whence=whence, ref=ref)
+        flags = 0 if parcel.foreign or parcel.refs or parcel.globals else m.FLAG_PLAIN
+        sent = peer.send_parcel(kind, parcel, flags, request, whence, ref, segment)
         # The door for death empties the table once: who comes after it must look itself.
         if not sent and peer.pending.pop(request, None) is not None:
             pending.lost(self.cluster.absence(peer.pid))

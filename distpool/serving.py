@@ -17,7 +17,7 @@ from distpool import messages as m
 from distpool.cluster import Cluster
 from distpool.errors import RemoteException, remote_exception
 from distpool.peer import Peer
-from distpool.pickling import capture, dump, dump_exception
+from distpool.pickling import capture, dump, dump_exception, is_plain
 from distpool.store import Store
 from distpool.wire import Frame
 
@@ -71,7 +71,7 @@ class Call:
             send_value(self.peer, frame.request, value)
         elif frame.kind != m.DO:
             serving.store.set_result(frame.rrid, True, value, creator=self.peer.pid)
-            if frame.kind == m.CALL_WAIT:
+            if frame.request:
                 self.peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
 
     def fail(self, error: BaseException) -> None:
@@ -88,19 +88,27 @@ class Call:
             serving.store.set_result(frame.rrid, False, failure, creator=self.peer.pid)
         if frame.kind != m.CALL:
             send_error(self.peer, frame.request, error)
+        elif frame.request:
+            self.peer.send(m.RESULT, m.FLAG_ERROR, frame.request)
 
 
 class Serving:
     """The requests that this process runs for others."""
 
     def __init__(
-        self, cluster: Cluster, store: Store, open: Callable[[Frame], Any], execute: Callable[[Job], None]
+        self,
+        cluster: Cluster,
+        store: Store,
+        open: Callable[[Frame], Any],
+        execute: Callable[[Job], None],
+        is_reading: Callable[[], bool],
     ) -> None:
         self.store = store
         self.open = open
         self.running: dict[int, Call] = {}  # by thread
         self._cluster = cluster
         self._execute = execute
+        self._is_reading = is_reading  # whether this thread reads just now, and must not run code of the user's
         # REF requests that have arrived and are not at the store yet, and whether they were withdrawn meanwhile.
         self._beginning: dict[tuple[int, int], bool] = {}
         self._beginning_lock = threading.Lock()  # protects _beginning
@@ -133,25 +141,34 @@ class Serving:
 
     def ref(self, peer: Peer, frame: Frame) -> None:
         """Do something with a reference that this process owns. On the reading thread."""
+        if frame.flags & m.FLAG_PLAIN and self.store.is_prompt(frame.rrid):
+            self._do_ref(peer, frame)  # nothing of the user's runs: no thread is needed
+            return
         self._beginning[peer.pid, frame.request] = False
         self._execute(lambda: self._run_ref(peer, frame))
 
-    def _run_ref(self, peer: Peer, frame: Frame) -> None:
+    def _do_ref(self, peer: Peer, frame: Frame) -> None:
         def answer(ok: bool, value: Any) -> bool:
             """Send the answer; False when it was not delivered, so that a taken item goes back to its place."""
             if not peer.is_open:
                 return False
-            if ok:
-                return send_value(peer, frame.request, value)
-            send_error(peer, frame.request, value)
-            return True
+            send = send_value if ok else send_error
+            if self._is_reading() and not (ok and is_plain(value)):
+                self._execute(lambda: send(peer, frame.request, value))
+                return True
+            return send(peer, frame.request, value)
 
         try:
-            op, args = self.open(frame)
+            operation = m.OPERATIONS[frame.body[0]]
+            frame.body = memoryview(frame.body)[1:]
+            args, _ = self.open(frame)
         except BaseException as error:  # the user's objects
             send_error(peer, frame.request, error)
         else:
-            self.store.request(frame.rrid, op, args, peer.pid, frame.request, answer)
+            self.store.request(frame.rrid, operation, args, peer.pid, frame.request, answer)
+
+    def _run_ref(self, peer: Peer, frame: Frame) -> None:
+        self._do_ref(peer, frame)
         with self._beginning_lock:
             is_withdrawn = self._beginning.pop((peer.pid, frame.request), False)
         if is_withdrawn:
@@ -181,9 +198,9 @@ def send_value(peer: Peer, request: int, value: object) -> bool:
     return peer.send_parcel(m.RESULT, parcel, request=request)
 
 
-def send_error(peer: Peer, request: int, error: BaseException) -> None:
-    """Answer a request with the exception it raised."""
-    peer.send_parcel(m.RESULT, dump_exception(error), flags=m.FLAG_ERROR, request=request)
+def send_error(peer: Peer, request: int, error: BaseException) -> bool:
+    """Answer a request with the exception it raised. Returns whether it was sent."""
+    return peer.send_parcel(m.RESULT, dump_exception(error), flags=m.FLAG_ERROR, request=request)
 
 
 def report_unraisable(pid: int, error: BaseException) -> None:
@@ -199,4 +216,4 @@ def _raise_in_thread(ident: int) -> None:
 
 
 # While one of these is on the stack SIGINT is of no effect: an answer must not be lost half-way.
-UNINTERRUPTIBLE: Final = frozenset(f.__code__ for f in (Call.succeed, Call.fail, Serving._run_ref))
+UNINTERRUPTIBLE: Final = frozenset(f.__code__ for f in (Call.succeed, Call.fail, Serving._do_ref, Serving._run_ref))
