@@ -152,7 +152,7 @@ class Dispatch:
         self._capacity_came()
 
     def remove_worker(self, pid: int) -> bool:
-        """Give a worker nothing more; what it has comes back by ``lost`` when it is gone. False if it was not one of ours."""
+        """Give a worker nothing more; what it has comes back by ``lost`` when it is gone. False if not one of ours."""
         with self._lock:
             was_ours = self._slots.pop(pid, None) is not None or pid in self._lost
             self._lost.discard(pid)
@@ -247,7 +247,8 @@ class Dispatch:
     def start(self, job: Job) -> None:
         """Take a job on; its owner calls ``pump``."""
         with self._lock:
-            if job not in self._jobs:
+            if not job.is_listed:
+                job.is_listed = True
                 self._jobs.append(job)
         if self._broken is not None:
             self._fail_waiting(job)
@@ -255,13 +256,29 @@ class Dispatch:
     def end(self, job: Job) -> None:
         """The job is done: workers forget its callable."""
         with self._lock:
-            if job in self._jobs:
+            if job.is_listed:
+                job.is_listed = False
                 self._jobs.remove(job)
             slots = list(self._slots.values())
         if not job.is_kept:
             for slot in slots:
                 self._forget(slot, job.number)
         job.release()
+
+    def pass_on(self, job: Job) -> None:
+        """The job gets no more tasks, but those it has are done: it ends by itself."""
+        job.is_passing = True
+        self._end_if_passed(job)
+
+    def _end_if_passed(self, job: Job) -> None:
+        if not job.is_passing or job.is_hungry:
+            return
+        with self._lock:  # what is in flight may come back, and needs the job then
+            is_busy = any(shipment.job is job for slot in self._slots.values() for shipment in slot.in_flight)
+        if not is_busy:
+            self.end(job)
+            if job.is_hungry:  # somebody who had it already gave it one more task
+                self.start(job)
 
     def forget(self, number: int) -> None:
         """Let all workers drop a callable that was kept."""
@@ -281,15 +298,19 @@ class Dispatch:
             slot = self._reserve(job)
             if slot is None:
                 break
+            run = None
             try:
                 run = job.next_run(job.next_size(len(self._slots)))
-                if run is None:
-                    break
-                self._ship(job, slot, run)
+                if run is not None:
+                    self._ship(job, slot, run)
             finally:
                 with self._lock:
                     slot.reserved -= 1
+            if run is None:
+                self._capacity_came()  # others may have found no room while this worker was reserved in vain
+                break
         if not job.is_hungry:
+            self._end_if_passed(job)
             self._balance()
 
     def _reserve(self, job: Job) -> Slot | None:
@@ -321,8 +342,9 @@ class Dispatch:
             self._member.threads.run(lambda: self._run_here(shipment))
             return
         if job.number not in peer.known_functions:
-            peer.known_functions.add(job.number)
+            # Sent before it is noted: a second thread may send it once more, but never tasks before their callable.
             peer.send_parcel(m.FUNCTION, job.function, ref=job.number, segment=job.segment())
+            peer.known_functions.add(job.number)
         shipment.request = peer.next_request()
         self._book(shipment)
         peer.pending[shipment.request] = shipment
@@ -374,6 +396,7 @@ class Dispatch:
             if shipment.done < shipment.count and not shipment.is_dropped:
                 rest = run.items[shipment.done : shipment.count]
                 job.returned.appendleft(Run(run.first + shipment.done, rest, run.attempt))
+            self._end_if_passed(job)
             self._capacity_came()
 
     def _unbook(self, shipment: Shipment) -> None:
@@ -475,6 +498,7 @@ class Dispatch:
             job.returned.appendleft(Run(run.first + index, [run.items[index]], run.attempt))
         if culprit is not None:
             self._blame(shipment, culprit, error)
+        self._end_if_passed(job)
         if self._broken is not None:
             self._member.threads.run(lambda: self._fail_waiting(job))
         self._feed()

@@ -152,7 +152,7 @@ class TaskFuture(Future[T], Generic[T]):
         Raises what it raised as a RemoteException that is also of the original type; ProcessExitedException when its
         worker died; TimeoutError after ``timeout`` seconds; concurrent.futures.CancelledError when it was cancelled.
         """
-        self.wait(timeout)
+        self._until_done(timeout)
         if self._state == _CANCELLED:
             from concurrent.futures import CancelledError  # rarely needed, slow to import
 
@@ -184,7 +184,13 @@ class TaskFuture(Future[T], Generic[T]):
         return None
 
     def wait(self, timeout: float | None = None) -> TaskFuture[T]:
-        """Wait until it is done; TimeoutError after ``timeout`` seconds. Returns the future."""
+        """Wait until it is done, at most ``timeout`` seconds; raises as ``result`` does. Returns the future."""
+        self._until_done(timeout)
+        if self._state == _CANCELLED or (isinstance(self._outcome, Outcome) and not self._outcome.ok):
+            self.result()
+        return self
+
+    def _until_done(self, timeout: float | None) -> None:
         if self._state == _PENDING:
             waiter = Waiter()
             with _lock:
@@ -194,7 +200,6 @@ class TaskFuture(Future[T], Generic[T]):
                     waiter.done = True
             if not self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout)):
                 raise TimeoutError(f"{self!r} is not done after {timeout} seconds")
-        return self
 
     def put(self, value: T) -> Future[T]:
         """Not for these: the value comes from the task. Raises RuntimeError."""

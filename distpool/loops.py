@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from distpool.errors import RemoteException
 from distpool.jobs import Retries
 from distpool.member import default_member
 from distpool.membership import workers
@@ -16,7 +17,7 @@ def pmap(
     /,
     *args: Any,
     distributed: bool = True,
-    batch_size: int | str = 1,
+    batch_size: int | str = "auto",
     on_error: Callable[[BaseException], Any] | None = None,
     retry_delays: Iterable[float] = (),
     retry_check: Callable[..., Any] | None = None,
@@ -27,8 +28,9 @@ def pmap(
     Without a pool all workers of the cluster at this moment are used; while there is none, or with
     ``distributed=False``, or when the calling process is the pool's only member, ``f`` runs here: nothing is pickled
     and errors are bare. Options as for ``WorkerPool.map``. Julia's ``pmap``; differences: the first failed element in
-    input order decides the error, ``on_error`` runs in the calling process and also sees the death of a worker, and the
-    result is always a list.
+    input order decides the error, ``on_error`` runs in the calling process and also sees the death of a worker, the
+    elements travel together where ``batch_size`` does not say how many (Julia: one by one), and the result is always a
+    list.
 
     >>> pmap(lambda x: x + 1, range(3))
     [1, 2, 3]
@@ -82,7 +84,7 @@ def _one_here(f: Callable[..., Any], item: tuple[Any, ...], retries: Retries) ->
         try:
             return _handled(f, item, retries)
         except Exception as error:
-            delay = retries.delay(attempt, error)
+            delay = retries.delay(attempt, _original(error))
             if delay is None:
                 raise
             attempt += 1
@@ -95,7 +97,12 @@ def _handled(f: Callable[..., Any], item: tuple[Any, ...], retries: Retries) -> 
     except Exception as error:
         if retries.on_error is None:
             raise
-        return retries.on_error(error)
+        return retries.on_error(_original(error))
+
+
+def _original(error: BaseException) -> BaseException:
+    """Handlers see what the function raised, and not what brought it here."""
+    return error.unwrap() if isinstance(error, RemoteException) else error
 
 
 def _pause(seconds: float) -> None:
@@ -108,12 +115,30 @@ def _by_calls(
     f: Callable[..., Any], pool: AbstractWorkerPool, iterables: tuple[Any, ...], options: dict[str, Any]
 ) -> list[Any]:
     """Map over a pool that only promises Julia's interface: one call for each element, as many at a time as members."""
-    from concurrent.futures import ThreadPoolExecutor  # only for pools of the user's own making
+    import threading  # only for pools of the user's own making
+    from concurrent.futures import ThreadPoolExecutor
 
     retries = Retries(options["retry_delays"], options["retry_check"], options["on_error"])
-    with ThreadPoolExecutor(max_workers=max(1, pool.nworkers())) as threads:
-        calls = [
-            threads.submit(_one_here, lambda *item: pool.remotecall_fetch(f, *item), item, retries)
-            for item in zip(*iterables)  # noqa: B905
-        ]
-        return [call.result() for call in calls]
+    source, source_lock = enumerate(zip(*iterables)), threading.Lock()  # noqa: B905
+    results: dict[int, Any] = {}
+    failures: dict[int, BaseException] = {}
+
+    def work() -> None:
+        while not failures:
+            with source_lock:  # one thread reads at a time, and only when it can go on with what it reads
+                entry = next(source, None)
+            if entry is None:
+                return
+            try:
+                results[entry[0]] = _one_here(lambda *item: pool.remotecall_fetch(f, *item), entry[1], retries)
+            except Exception as error:
+                failures[entry[0]] = error
+
+    count = max(1, pool.nworkers())
+    with ThreadPoolExecutor(max_workers=count) as threads:
+        readers = [threads.submit(work) for _ in range(count)]
+    if failures:
+        raise failures[min(failures)]
+    for reader in readers:
+        reader.result()  # the input's own error
+    return [results[index] for index in range(len(results))]

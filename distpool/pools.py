@@ -321,9 +321,9 @@ class WorkerPool(AbstractWorkerPool):
         job = self._call_job(f)
         future: TaskFuture[T] = TaskFuture(self._member, self._cancel)
         job.waiting.append((dump_arguments(args, kwargs), future))
-        self._dispatch.pump(job)
-        if self._dispatch.broken is not None:
+        if not job.is_listed or self._dispatch.broken is not None:  # it was just given up in favour of others
             self._dispatch.start(job)
+        self._dispatch.pump(job)
         self._member.reader.nudge()
         return future
 
@@ -333,21 +333,21 @@ class WorkerPool(AbstractWorkerPool):
         if not goes_by_name(f):
             function = dump(f)
             if function.globals or function.buffers:  # what it mentions may change: it is sent anew each time
-                return self._new_call_job(f, function)
+                return self._new_call_job(f, function, is_passing=True)
             key = function.body
         with self._functions_lock:
             job = self._functions.get(key)
             if job is not None:
                 return job
-            job = self._functions[key] = self._new_call_job(f, function)
+            job = self._functions[key] = self._new_call_job(f, function, is_passing=False)
             old = self._functions.popitem(last=False)[1] if len(self._functions) > KEPT_FUNCTIONS else None
-        if old is not None and not old.is_hungry:
-            self._dispatch.end(old)
+        if old is not None:
+            self._dispatch.pass_on(old)
         return job
 
-    def _new_call_job(self, f: Callable[..., Any], function: Parcel | None) -> CallJob:
+    def _new_call_job(self, f: Callable[..., Any], function: Parcel | None, is_passing: bool) -> CallJob:
         job = CallJob(f, self._dispatch.pump, function=function)
-        self._dispatch.start(job)
+        job.is_passing = is_passing
         return job
 
     def _cancel(self, future: TaskFuture[Any], running: bool) -> bool:
@@ -523,7 +523,7 @@ class CachingPool(WorkerPool):
                 return known[1]
         options = {"function": dump(f), "number": next_number(), "is_kept": True}
         with self._cached_lock:
-            self._cached[id(f)] = (f, options)
+            options = self._cached.setdefault(id(f), (f, options))[1]  # another thread may have been quicker
             old = self._cached.popitem(last=False)[1] if len(self._cached) > KEPT_FUNCTIONS else None
         if old is not None:
             self._dispatch.forget(old[1]["number"])
@@ -531,7 +531,7 @@ class CachingPool(WorkerPool):
 
     def _call_job(self, f: Callable[..., Any]) -> CallJob:
         job = CallJob(f, self._dispatch.pump, **self._function(f))
-        self._dispatch.start(job)
+        job.is_passing = True
         return job
 
     def cached(self) -> list[Any]:

@@ -51,10 +51,20 @@ class _Raised:
         self.error = error
 
 
+class _Callable:
+    """What a pool has sent here to be called with its tasks: ``value`` is the unopened frame, later what was in it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, frame: Frame) -> None:
+        self.value: Any = frame
+
+
 class Envelope:
     """Tasks that came in one message. The runner takes from the left, ``take_back`` from the right; both are atomic."""
 
     __slots__ = (
+        "callable",
         "count",
         "failed",
         "flush_lock",
@@ -68,7 +78,8 @@ class Envelope:
         "unopened",
     )
 
-    def __init__(self, peer: Peer, frame: Frame) -> None:
+    def __init__(self, peer: Peer, frame: Frame, known: _Callable | None) -> None:
+        self.callable = known  # its own link: the pool may let us forget the callable while the envelope waits
         self.peer = peer
         self.frame = frame
         self.count = frame.whence  # how many tasks it holds; less after a part was taken back
@@ -115,7 +126,7 @@ class Tasks:
         self._wake_main = wake_main
         self._page = page if page is not None else memoryview(bytearray(64)).cast("Q")
         self._queue: deque[Envelope] = deque()
-        self._functions: dict[tuple[int, int], Any] = {}  # (whose, number) to the callable, or to its unopened frame
+        self._functions: dict[tuple[int, int], _Callable] = {}  # (whose, number)
         self._running: dict[int, Envelope] = {}  # thread to the envelope it runs
         self._runners_lock = threading.Lock()  # protects _has_extra_runner
         self._has_extra_runner = False
@@ -126,13 +137,13 @@ class Tasks:
     # -- messages, on the reading thread -------------------------------------------------------------------------
 
     def _function(self, peer: Peer, frame: Frame) -> None:
-        self._functions[peer.pid, frame.ref] = frame  # opened by the first task that needs it
+        self._functions[peer.pid, frame.ref] = _Callable(frame)  # opened by the first task that needs it
 
     def _forget(self, peer: Peer, frame: Frame) -> None:
         self._functions.pop((peer.pid, frame.ref), None)
 
     def _tasks(self, peer: Peer, frame: Frame) -> None:
-        self._queue.append(Envelope(peer, frame))
+        self._queue.append(Envelope(peer, frame, self._functions.get((peer.pid, frame.ref))))
         if self.main_is_free:
             self._wake_main()
         else:
@@ -223,11 +234,12 @@ class Tasks:
 
     def _prepare(self, envelope: Envelope) -> tuple[Any, int]:
         """Open the callable (once per worker) and the items; either may fail, which fails these tasks alone."""
-        key = (envelope.peer.pid, envelope.frame.ref)
-        f = self._functions[key]
-        if isinstance(f, Frame):
-            f = self._functions[key] = self._member.open(f)
-        return f, envelope.open()
+        known = envelope.callable
+        if known is None:
+            raise LookupError(f"callable {envelope.frame.ref} of process {envelope.peer.pid} is not here")
+        if isinstance(known.value, Frame):
+            known.value = self._member.open(known.value)
+        return known.value, envelope.open()
 
     def _run_tasks(self, envelope: Envelope, f: Any, how: int) -> None:
         while True:

@@ -21,6 +21,10 @@ _SECONDS: Final = 0.5  # the search only decorates an error; nobody should wait 
 _WIDTH: Final = 10_000  # parts of one container that are tried
 
 
+class _Refused(TypeError, RuntimeError):
+    """A part raised RuntimeError from its own ``__reduce__``."""
+
+
 def explain(obj: object, error: Exception) -> TypeError:
     """The error to raise: what was to be sent, which part of it fails, of which type, and why."""
     return _explain(*_starts(obj), obj, error)
@@ -40,7 +44,9 @@ def _explain(root: str, starts: list[tuple[str, Any]], obj: object, error: Excep
             path, culprit, reason = _descend(label, part, failure, deadline)
             break
     noun = "argument " if path.startswith(("args", "kwargs")) else ""
-    return TypeError(f"cannot send {noun}'{path}' of type {_type_name(culprit)}: {_reason(reason)}")
+    # An object that refuses with a RuntimeError of its own (a CachingPool does, as in Julia) is met by both names.
+    kind = _Refused if type(reason) is RuntimeError else TypeError
+    return kind(f"cannot send {noun}'{path}' of type {_type_name(culprit)}: {_reason(reason)}")
 
 
 def explain_global(name: str, value: object, error: Exception) -> str:
@@ -127,6 +133,11 @@ def _parts_of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
     """What __getstate__ says where the class has one of its own; else attributes and slots."""
+    if getattr(type(obj), "__reduce__", None) is not object.__reduce__:
+        try:
+            obj.__reduce__()
+        except Exception:  # it refuses of its own accord: no part is at fault
+            return
     state = getattr(type(obj), "__getstate__", None)
     if state is not None and state is not getattr(object, "__getstate__", None):
         try:
