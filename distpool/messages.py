@@ -7,12 +7,13 @@ reader.
 =============  ====================================  ==========================================================
 kind           payload                               answered by
 =============  ====================================  ==========================================================
-CALL           (f, args, kwargs)                     nothing: the result is stored at the target under the ref
+CALL           (f, args, kwargs)                     nothing: the result is stored at the target under the ref; with a
+                                                     request id by an empty RESULT when f is done
 CALL_WAIT      (f, args, kwargs)                     RESULT without a value, when f is done
 CALL_FETCH     (f, args, kwargs)                     RESULT with the value
 DO             (f, args, kwargs)                     nothing
 RESULT         a value, or a captured exception      --
-REF            (operation, arguments)                RESULT, perhaps much later
+REF            one byte, the operation; arguments   RESULT, perhaps much later
 WITHDRAW       --                                    the REF request it names is, at once: withdrawn, or the answer
 FUNCTION       a callable                            nothing: kept at the worker under the number in ``ref``
 FORGET         --                                    nothing: the worker drops the callable ``ref``
@@ -85,3 +86,18 @@ FLAG_LAST: Final = 4  # the TASKS_DONE that ends its envelope
 FLAG_APART: Final = 8  # the items of this payload were pickled one by one: one bad item costs only itself
 FLAG_WITHDRAWN: Final = 16  # the RESULT of a request that its caller has withdrawn in time: there is no value
 FLAG_REFS: Final = 32  # the payload begins with the references in it, so that they count before it is opened
+FLAG_PLAIN: Final = 64  # opening the payload runs no code but that of builtins and well-known packages
+
+# The operations on a reference, by the byte that stands for each.
+OPERATIONS: Final = (
+    "put",
+    "set",
+    "take",
+    "fetch",
+    "fetch_release",
+    "wait",
+    "isready",
+    "isopen",
+    "isempty",
+    "close",
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from distpool import messages as m
 from distpool.channel import Channel
@@ -17,7 +17,7 @@ from distpool.claims import Claim
 from distpool.errors import ChannelClosedError, RemoteException
 from distpool.member import Member, default_member, opening_member
 from distpool.messages import NULL_ID, RRID
-from distpool.pickling import dump, in_message, note_ref
+from distpool.pickling import Parcel, dump, dump_arguments, in_message, note_ref
 from distpool.transport import Deadline, Waiter
 
 T = TypeVar("T")
@@ -76,8 +76,7 @@ class RemoteRef:
         if self.where == self._member.pid:
             return self._ask_here(op, args, timeout)
         peer = self._member.peer(self.where)
-        parcel = dump((op, args))
-        frame = self._member.request_within(peer, m.REF, parcel, self.rrid, timeout)
+        frame = self._member.request_within(peer, m.REF, _packed(op, args), self.rrid, timeout)
         try:
             return self._member.open_answer(peer, frame)
         except ChannelClosedError as error:
@@ -111,6 +110,15 @@ class RemoteRef:
                 f"{self!r} has a meaning only inside its cluster: it can be an argument or a result of a call, but it "
                 "cannot be pickled into a file or another program"
             )
+
+
+_CODES: Final = {op: bytes([code]) for code, op in enumerate(m.OPERATIONS)}
+
+
+def _packed(op: str, args: tuple[Any, ...]) -> Parcel:
+    parcel = dump_arguments(args, {})
+    parcel.body = _CODES[op] + parcel.body
+    return parcel
 
 
 def _bare(error: ChannelClosedError) -> ChannelClosedError:
@@ -370,7 +378,8 @@ def put(ref: Any, *args: Any) -> Any:
 def take(ref: Any, *args: Any) -> Any:
     """Remove and return the first item of a RemoteChannel, Channel or pool; TypeError for a Future, which has none.
 
-    >>> take(Channel(1).put("item") or Channel(1)) if False else None
+    >>> take(put(Channel(1), "item"))
+    'item'
     """
     return _method(ref, "take")(*args)
 

@@ -182,6 +182,11 @@ class Store:
             raise LookupError(f"this process keeps nothing under reference {tuple(rrid)}")
         return entry
 
+    def is_prompt(self, rrid: RRID) -> bool:
+        """True when requests about this id run no code of the user's: it has a channel of ours, or none yet."""
+        entry = self._entries.get(rrid)
+        return entry is None or type(entry.channel) is Channel
+
     # -- who holds what
 
     def add_client(self, rrid: RRID, client: int, count: int = 1) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from .captured import capture, dump_exception, load_exception
 from .globals_ import SentGlobals, peel, unwrap, wrap
-from .parcel import Parcel, ShippedGlobal, dump, dump_arguments, goes_by_name, in_message, load, note_ref, sending_to
+from .parcel import Parcel, ShippedGlobal, dump, dump_arguments, goes_by_name, in_message, is_plain, load, note_ref, sending_to
 
 __all__ = [
     "Parcel",
@@ -32,6 +32,7 @@ __all__ = [
     "dump_exception",
     "goes_by_name",
     "in_message",
+    "is_plain",
     "load",
     "load_exception",
     "note_ref",

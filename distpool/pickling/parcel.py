@@ -135,6 +135,11 @@ def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Parc
         raise explain_arguments(arguments, keywords, error.__cause__) from error.__cause__
 
 
+def is_plain(value: object) -> bool:
+    """True when pickling the value runs no code of the user's; False when it may, or when finding out is not cheap."""
+    return type(value) in _ATOMS or _is_flat(value) or type(value).__module__ == "numpy"
+
+
 def goes_by_name(function: object) -> bool:
     """True when it is known already that this function travels as its name alone: its parcel is always the same."""
     return type(function) in _FUNCTIONS and known_functions(function) is not None
