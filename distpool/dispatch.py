@@ -29,7 +29,7 @@ from distpool.jobs import Job, MapJob, Run, StreamJob
 from distpool.member import Member
 from distpool.peer import Peer
 from distpool.pickling import load
-from distpool.tasks import CALL, ONE, PAGE_ENVELOPE, PAGE_SINCE, PAGE_STARTED
+from distpool.tasks import CALL, ONE, PAGE_ENVELOPE, PAGE_NOTES, PAGE_SINCE, PAGE_STARTED
 from distpool.transport import Deadline, Waiter
 from distpool.wire import Frame
 
@@ -103,11 +103,17 @@ class Shipment:
         self.dispatch.lost(self, error)
 
     def started(self) -> tuple[int, float] | None:
-        """Return how many tasks have begun and when the last did (monotonic seconds); None when it is not running."""
+        """Return how many tasks have begun and when the last did (monotonic seconds); None when none has.
+
+        The time is 0.0 when all have ended and their results are on their way.
+        """
         page = self.slot.page
-        if page is None or page[PAGE_ENVELOPE] != self.request:
+        if page is None:
             return None
-        return page[PAGE_STARTED], page[PAGE_SINCE] / 1e9
+        for notes in (0, PAGE_NOTES):
+            if page[notes + PAGE_ENVELOPE] == self.request:
+                return page[notes + PAGE_STARTED], page[notes + PAGE_SINCE] / 1e9
+        return None
 
 
 class _Recall:
@@ -527,8 +533,8 @@ class Dispatch:
         if timeout is None or shipment not in shipment.slot.in_flight or shipment.slot.peer is None:
             return
         started = shipment.started()
-        left = timeout if started is None and shipment.slot.page is not None else 0.0
-        if started is not None:
+        left = timeout if shipment.slot.page is not None else 0.0
+        if started is not None and started[1]:
             left = started[1] + timeout - monotonic()
         if left > 0:
             self._member.reader.call_later(left, lambda: self._check_late(shipment))
@@ -537,18 +543,21 @@ class Dispatch:
         self.stop(shipment, shipment.late)
         self._member.reader.call_later(timeout, lambda: self._check_late(shipment))
 
-    def stop(self, shipment: Shipment, index: int) -> None:
-        """Interrupt what a shipment's worker runs; kill the worker if that does not end it."""
+    def stop(self, shipment: Shipment, index: int | None) -> None:
+        """Interrupt one task of a shipment, None: whichever runs; kill the worker if that does not end it."""
         assert shipment.slot.peer is not None
-        shipment.slot.peer.send(m.INTERRUPT, ref=shipment.request)
+        shipment.slot.peer.send(m.INTERRUPT, ref=shipment.request, whence=0 if index is None else index + 1)
         self._member.reader.call_later(GRACE_SECONDS, lambda: self._kill_if_stuck(shipment, index))
 
-    def _kill_if_stuck(self, shipment: Shipment, index: int) -> None:
-        if shipment not in shipment.slot.in_flight or shipment.done > index:
+    def _kill_if_stuck(self, shipment: Shipment, index: int | None) -> None:
+        if shipment not in shipment.slot.in_flight or (index is not None and shipment.done > index):
             return
         started = shipment.started()
+        if started is None and shipment.slot.page is not None:
+            return  # the worker is in a task of somebody else
+        is_stuck = started is None or (started[1] > 0 and index in (None, started[0] - 1))
         config = self._member.configs.get(shipment.slot.pid)
-        if (started is None or started[0] == index + 1) and config is not None and config.process is not None:
+        if is_stuck and config is not None and config.process is not None:
             config.process.send_signal(9)
 
     # -- taking back ---------------------------------------------------------------------------------------------
@@ -608,7 +617,7 @@ class Dispatch:
             if shipment.slot.peer is not None:
                 self._recall(shipment, 0)
                 if interrupt:
-                    self.stop(shipment, shipment.done)
+                    self.stop(shipment, None)
         self.end(job)
 
     def find(self, future: TaskFuture[Any]) -> Shipment | None:

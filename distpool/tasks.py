@@ -12,6 +12,7 @@ that outlives the process, so that its death can be blamed on the right task.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -37,9 +38,12 @@ CALL: Final = 2  # f(*item[0], **item[1])
 
 # Words of the page: which envelope, how many of its tasks have begun, when the last of them began (nanoseconds,
 # monotonic).
+# Zero for the last means that all have ended and their results are on their way. The notes stay after that: whoever dies
+# while it packs or sends a result is to blame for that, too. The extra runner's notes follow the main thread's.
 PAGE_ENVELOPE: Final = 0
 PAGE_STARTED: Final = 1
 PAGE_SINCE: Final = 2
+PAGE_NOTES: Final = 3  # words of one runner
 
 
 class _Raised:
@@ -124,7 +128,9 @@ class Tasks:
     def __init__(self, member: Member, wake_main: Callable[[], None], page: memoryview | None) -> None:
         self._member = member
         self._wake_main = wake_main
-        self._page = page if page is not None else memoryview(bytearray(64)).cast("Q")
+        words = page if page is not None else memoryview(bytearray(64)).cast("Q")
+        self._main_notes, self._extra_notes = words[:PAGE_NOTES], words[PAGE_NOTES : 2 * PAGE_NOTES]
+        self._main = threading.get_ident()
         self._queue: deque[Envelope] = deque()
         self._functions: dict[tuple[int, int], _Callable] = {}  # (whose, number)
         self._running: dict[int, Envelope] = {}  # thread to the envelope it runs
@@ -197,10 +203,10 @@ class Tasks:
         if self._queue:
             self._wake_main()
 
-    def is_running(self, thread: int, request: int) -> bool:
-        """True while ``thread`` runs the envelope ``request``."""
+    def is_running(self, thread: int, request: int, number: int) -> bool:
+        """True while ``thread`` runs the envelope ``request`` and is in its task ``number``, counted from 1; 0 is any."""
         envelope = self._running.get(thread)
-        return envelope is not None and envelope.frame.request == request
+        return envelope is not None and envelope.frame.request == request and number in (0, envelope.started)
 
     def flush_running(self) -> None:
         """Send what the running envelopes have finished; the reading thread calls it while a long task runs."""
@@ -213,11 +219,14 @@ class Tasks:
         ident = threading.get_ident()
         outer = self._running.get(ident)  # an envelope that waits for another one, run by the same thread
         self._running[ident] = envelope
-        page = self._page
-        noted = page[PAGE_ENVELOPE], page[PAGE_STARTED]
-        page[PAGE_STARTED] = 0
-        page[PAGE_ENVELOPE] = envelope.frame.request
+        page = self._notes()
+        noted = page[PAGE_ENVELOPE], page[PAGE_STARTED], page[PAGE_SINCE]
         envelope.since = monotonic()
+        page[PAGE_ENVELOPE] = 0  # nobody must read these two as the former envelope's
+        # Opening the envelope counts as its first task: if that is deadly, trying it elsewhere would never end.
+        page[PAGE_STARTED] = 1
+        page[PAGE_SINCE] = int(envelope.since * 1e9)
+        page[PAGE_ENVELOPE] = envelope.frame.request
         try:
             f, how = self._prepare(envelope)
         except BaseException as error:
@@ -225,12 +234,18 @@ class Tasks:
         else:
             self._run_tasks(envelope, f, how)
         finally:
-            page[PAGE_ENVELOPE], page[PAGE_STARTED] = noted if outer is not None else (0, 0)
+            page[PAGE_SINCE] = 0
             if outer is None:
                 del self._running[ident]
             else:
                 self._running[ident] = outer
             self._finish(envelope)
+            if outer is not None:
+                page[PAGE_ENVELOPE], page[PAGE_STARTED], page[PAGE_SINCE] = noted
+
+    def _notes(self) -> memoryview:
+        """Return the part of the page that belongs to this thread; besides the main thread one more runs tasks at a time."""
+        return self._main_notes if threading.get_ident() == self._main else self._extra_notes
 
     def _prepare(self, envelope: Envelope) -> tuple[Any, int]:
         """Open the callable (once per worker) and the items; either may fail, which fails these tasks alone."""
@@ -254,7 +269,7 @@ class Tasks:
 
     def _loop(self, envelope: Envelope, f: Any, how: int) -> None:
         """Everything a task costs beside itself is here."""
-        take, done, page, started = envelope.items.popleft, envelope.results.append, self._page, envelope.started
+        take, done, page, started = envelope.items.popleft, envelope.results.append, self._notes(), envelope.started
         apart = bool(envelope.frame.flags & m.FLAG_APART)
         while True:
             try:
@@ -297,6 +312,7 @@ class Tasks:
             self._send_results(envelope, 0)
 
     def _finish(self, envelope: Envelope) -> None:
+        flush_output()
         with envelope.flush_lock:
             self._send_results(envelope, m.FLAG_LAST)
 
@@ -318,6 +334,15 @@ class Tasks:
             whence=count,
             ref=int(spent * 1e9),
         )
+
+
+def flush_output() -> None:
+    """Let what user code has printed leave this process: after each request, so that none is told of it too early."""
+    for stream in (sys.stdout, sys.stderr):
+        try:  # noqa: SIM105  # suppress() would take longer than flushing nothing
+            stream.flush()
+        except Exception:  # None, closed, broken, or an object of the user's
+            pass
 
 
 # While one of these is on the stack, SIGINT is of no effect: no task runs, and results must not be lost half-way.

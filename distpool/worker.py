@@ -98,6 +98,7 @@ class Worker:
         self._tasks.main_is_free = False
         try:
             self._run_guarded(job)
+            flush_output()
         finally:
             self._tasks.main_is_free = True
 
@@ -120,15 +121,16 @@ class Worker:
             self._jobs.append(job)
             self._work.complete()
         else:
-            self._member.threads.run(job)
+            self._member.threads.run(lambda: _run_aside(job))
 
     def _main_is_busy(self) -> None:
         """The main thread has been in user code for a tick: stand in for it. Called on the background thread."""
         while self._jobs:
             try:
-                self._member.threads.run(self._jobs.popleft())
+                job = self._jobs.popleft()
             except IndexError:
                 break
+            self._member.threads.run(partial(_run_aside, job))
         if not self._tasks.main_is_free:
             self._tasks.run_aside()
         self._flush_while_busy()
@@ -155,6 +157,10 @@ class Worker:
         self._member.pid = self._member.cluster.pid = welcome["pid"]
         self._member.cluster.add(peer)
         self._member.cluster.know(welcome["members"])
+        if "logging" in welcome:
+            from distpool import logs  # here: it imports logging, which most workers do without
+
+            logs.forward(peer, welcome["logging"], self._member.threads.run)
         peer.send_parcel(m.JOINED, dump({"os_pid": os.getpid(), "cpus": os.cpu_count()}), request=frame.request)
 
     def _members(self, peer: Peer, frame: Frame) -> None:
@@ -168,10 +174,10 @@ class Worker:
             self._leave()  # the main thread is in user code, and may stay there
 
     def _interrupt(self, peer: Peer, frame: Frame) -> None:
-        """Interrupt one envelope of tasks, or (``ref`` 0) everything that runs here; nothing happens when it does not."""
+        """Interrupt one task (``whence``; 0: any) of an envelope, or (``ref`` 0) all that runs here; else nothing happens."""
         if not frame.ref:
             self._member.serving.interrupt(self._main)
-        if not frame.ref or self._tasks.is_running(self._main, frame.ref):
+        if not frame.ref or self._tasks.is_running(self._main, frame.ref, frame.whence):
             signal.pthread_kill(self._main, signal.SIGINT)
 
     def _on_sigint(self, signum: int, frame: types.FrameType | None) -> None:
@@ -193,8 +199,16 @@ class Worker:
             import atexit  # only here, and only the main thread may run what others registered
 
             atexit._run_exitfuncs()
-        _flush_streams()
+        flush_output()
         os._exit(0)
+
+
+def _run_aside(job: Callable[[], None]) -> None:
+    """Run a direct call in a thread of its own."""
+    try:
+        job()
+    finally:
+        flush_output()
 
 
 def fresh_main() -> None:
@@ -208,9 +222,3 @@ def _enable_faulthandler() -> None:
     # There may be no standard error to write to.
     with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
         faulthandler.enable()
-
-
-def _flush_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
