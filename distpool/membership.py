@@ -24,14 +24,20 @@ from distpool.managers.interpreter import as_worker_process
 from distpool.managers.local import LocalManager
 from distpool.member import Member, default_member, existing_default
 from distpool.messages import DRIVER
+from distpool.output import Output, checked_mode, wait_until_shown
 from distpool.peer import Peer, Reply
 from distpool.pickling import dump
 from distpool.transport import Deadline, Waiter
 
 # Seconds between asking a worker to end and killing it. Short, for a local process that does not obey is stuck.
 GRACE_SECONDS: Final = 2.0
+# Seconds that a connection which is too late has to report why. Arbitrary.
+REPORT_SECONDS: Final = 1.0
 # The same at the end of the program: with the kill after it, everything is over within two seconds.
 FAREWELL_SECONDS: Final = 1.0
+# Seconds that the removal of a worker waits for the end of its output, which comes before its end is known, or just
+# then. Only a program that it left behind can keep the output open. Arbitrary.
+LAST_WORDS_SECONDS: Final = 0.5
 # What a manager may call the machine that process 1 runs on.
 _THIS_MACHINE: Final = ("127.0.0.1", "::1", "localhost")
 
@@ -120,10 +126,17 @@ def addprocs(
 
     ``what`` is a number of local workers (None: as many as cores that this process may use) or a ``ClusterManager``.
     Options of local workers: ``dir``, ``env``, ``exename``, ``exeflags``, ``enable_threaded_blas``, ``topology``,
-    ``lazy``, ``restrict``; ``preload`` names modules that all of them share; ``timeout`` is the limit in seconds for
-    one to join, by default the environment variable ``DISTPOOL_WORKER_TIMEOUT``, else 60. ``on_failure`` says what
-    happens when some do not join: "raise" an error while the others stay, "warn" and return the others, or "rollback":
-    remove the others and raise.
+    ``lazy``, ``restrict``, ``output``, ``logging``; ``preload`` names modules that all of them share; ``timeout`` is
+    the limit in seconds for one to join, by default the environment variable ``DISTPOOL_WORKER_TIMEOUT``, else 60.
+    ``on_failure`` says what happens when some do not join: "raise" an error while the others stay, "warn" and return
+    the others, or "rollback": remove the others and raise.
+
+    What workers write to stdout and stderr, C code and programs they start included, is written line by line to this
+    process's ``sys.stdout`` and ``sys.stderr`` as they are at that moment. ``output`` says how: "prefix" puts
+    ``From worker N:`` and a tab before each line, "raw" nothing, "none" drops it all, and a callable
+    ``(pid, "stdout" or "stderr", line)`` returns the text to write, or None; when it raises, the line gets the prefix.
+    ``logging=True`` has what is logged in the workers handled by this process's ``logging``, from this process's root
+    level on (or from the level given instead of True); such records carry the worker's id as ``record.worker``.
 
     Raises RuntimeError on a worker, ValueError for a negative number or a bad option value, TypeError for an unknown
     option, CompositeException when some did not join: one LaunchWorkerError each, and ``.pids`` has those that did.
@@ -206,28 +219,36 @@ def _checked(manager: ClusterManager, options: dict[str, Any]) -> dict[str, Any]
     params.update(options)
     if params["topology"] not in ("all_to_all", "master_worker", "custom"):
         raise ValueError(f"topology={params['topology']!r}: it is 'all_to_all', 'master_worker' or 'custom'")
+    checked_mode(params["output"])
     return params
 
 
 class _Launched:
     """Takes the workers as they are launched and begins to connect each at once, each with the whole time limit."""
 
-    def __init__(self, member: Member, manager: ClusterManager, limit: float) -> None:
+    def __init__(self, member: Member, manager: ClusterManager, limit: float, params: dict[str, Any]) -> None:
         self.joining: list[_Joining] = []
+        self._output = checked_mode(params.get("output", "prefix"))
+        self._welcome = _log_request(member, params.get("logging", False))
         self._member = member
         self._manager = manager
         self._limit = limit
 
     def append(self, config: WorkerConfig) -> None:
         config.deadline = Deadline(self._limit)
-        self.joining.append(_Joining(self._member, self._manager, config))
+        if config.output is None:  # a manager without ways of its own
+            config.output = Output(self._output)
+        self.joining.append(_Joining(self._member, self._manager, config, self._welcome))
 
 
 class _Joining:
     """One worker on its way in: connected (at once, or on a call thread), then asked to join."""
 
-    def __init__(self, member: Member, manager: ClusterManager, config: WorkerConfig) -> None:
+    def __init__(self, member: Member, manager: ClusterManager, config: WorkerConfig, welcome: dict[str, Any]) -> None:
         self.pid = member.cluster.next_pid()
+        self._welcome = welcome  # what it is told beside its id and the others'
+        assert config.output is not None
+        config.output.assign(self.pid)
         self.reply = Reply()
         self._member = member
         self._manager = manager
@@ -258,14 +279,15 @@ class _Joining:
                 stream.close()
                 return
             self._peer = self._member.connect(self.pid, stream, self._config)
-        welcome = {"pid": self.pid, "members": self._member.cluster.procs()}
+        welcome = {**self._welcome, "pid": self.pid, "members": self._member.cluster.procs()}
         self._member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
 
     def finish(self, deadline: Deadline) -> Exception | None:
         """Wait for its answer and make it a member; return what went wrong instead."""
         reader = self._member.reader
         too_late = f"worker {self.pid} did not join in time; raise timeout= or DISTPOOL_WORKER_TIMEOUT"
-        if not reader.wait(self._connected, deadline):
+        # Connecting has the same time limit and knows better why it took too long: it gets a moment to say so.
+        if not reader.wait(self._connected, Deadline((deadline.remaining() or 0.0) + REPORT_SECONDS)):
             return self._give_up(LaunchWorkerError(too_late))
         if self._problem is not None:
             return self._give_up(self._problem)
@@ -304,7 +326,7 @@ def add_workers(
     """``addprocs`` in a given cluster."""
     limit = worker_timeout() if timeout is None else timeout
     with member.membership_lock:
-        launched = _Launched(member, manager, limit)
+        launched = _Launched(member, manager, limit, params)
         if isinstance(manager, LocalManager):
             manager.attach(member.reader)
         failure: Exception | None = None
@@ -324,6 +346,15 @@ def add_workers(
         problem.pids = pids
         raise problem
     return pids
+
+
+def _log_request(member: Member, level: object) -> dict[str, Any]:
+    """Return what a worker is told about log records; makes this process take them, if they are wanted."""
+    if level is False or level is None:
+        return {}
+    from distpool import logs  # here: it imports logging
+
+    return {"logging": logs.receive(member, level)}
 
 
 def tell_members(member: Member) -> None:
@@ -430,6 +461,7 @@ def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | Non
         member.reader.wait(each, deadline)
     for each in gone:
         each.forget()
+    _await_output(gone)
     tell_members(member)
     left = [each.pid for each in gone if not each.done]
     if left:
@@ -439,11 +471,14 @@ def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | Non
 class _Gone(Waiter):
     """Done when a process has departed."""
 
-    __slots__ = ("_member", "pid")
+    __slots__ = ("_member", "output", "pid")
 
     def __init__(self, member: Member, peer: Peer) -> None:
         super().__init__()
         self.pid = peer.pid
+        config = member.configs.get(peer.pid)
+        # Where what it printed goes, if we are told when it ends.
+        self.output = config.output if config is not None and config.process is not None else None
         self._member = member
         member.cluster.listen(_nothing, self._departed)
         if member.cluster.departure(peer.pid) is not None:
@@ -463,6 +498,15 @@ class _Gone(Waiter):
 
     def forget(self) -> None:
         self._member.cluster.unlisten(_nothing, self._departed)
+
+
+def _await_output(gone: Sequence[_Gone]) -> None:
+    """Wait, within bounds, until what ended workers have printed is shown; something may hold their output open."""
+    deadline = Deadline(LAST_WORDS_SECONDS)
+    for each in gone:
+        if each.done and each.output is not None:
+            each.output.wait_for_end(deadline)
+    wait_until_shown()
 
 
 def _nothing(pid: int) -> None:

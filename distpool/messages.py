@@ -29,6 +29,7 @@ MEET           --                                    RESULT, when we are connect
 NEIGHBOUR      --                                    nothing: the descriptor is a connection to process ``ref``
 ADDED          [(ref id, pid, how many)]             nothing: those processes hold references now; ``ref`` is the owner
 DROPPED        [(ref id, how many)]                  nothing: process ``whence`` gives references back to owner ``ref``
+LOG            fields of a log record                nothing: process 1 handles it
 =============  ====================================  ==========================================================
 """
 
@@ -77,7 +78,8 @@ MEET: Final = 20
 NEIGHBOUR: Final = 21
 ADDED: Final = 22
 DROPPED: Final = 23
-LAST_KIND: Final = DROPPED
+LOG: Final = 24
+LAST_KIND: Final = LOG
 
 # Flags of a frame.
 FLAG_GLOBALS: Final = 1  # the payload begins with names to assign in the receiver's __main__ (pickling)

@@ -273,6 +273,11 @@ class Peer:
                 self._reader.wait(waiter, Deadline(1.0))
 
     @property
+    def is_sending(self) -> bool:
+        """True while some thread, perhaps this one, is putting a message into the socket or the outbox."""
+        return self._send_lock.locked()
+
+    @property
     def has_unsent(self) -> bool:
         """True while something waits in the outbox."""
         return self._unsent > 0

@@ -22,6 +22,7 @@ from distpool.managers.local import LocalManager
 from distpool.member import Member, default_member, process_reader
 from distpool.membership import add_workers, leave, usable_cores
 from distpool.messages import DRIVER
+from distpool.output import How, checked_mode
 from distpool.pickling import Parcel, dump, dump_arguments, goes_by_name
 from distpool.refs import Future
 from distpool.transport import Deadline
@@ -130,7 +131,8 @@ class WorkerPool(AbstractWorkerPool):
     ``WorkerPool([2, 3])`` uses processes that exist; ``WorkerPool(processes=4)`` starts four local workers of its own
     (``processes=None``: one for each core that this process may use), replaces those that die and removes them at the
     end of the ``with`` block. ``initializer(*initargs)`` runs on each of its own workers before any task; ``preload``
-    names modules that they share.
+    names modules that they share. What they print is shown as ``output`` says (see ``addprocs``; by default as if it
+    were printed here), what they log is handled here if ``logging`` says so.
 
     Raises ValueError for a pid that never was a process, ProcessExitedException for one that is gone, LaunchWorkerError
     when workers cannot be started, and what the initializer raised.
@@ -148,17 +150,21 @@ class WorkerPool(AbstractWorkerPool):
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
         preload: Sequence[str] = (),
+        output: How = "raw",
+        logging: bool | int | str = False,
     ) -> None:
         self._owned: _OwnedWorkers | None = None
         if processes is not _NOT_GIVEN:
             if pids is not None:
                 raise TypeError("WorkerPool() takes pids, or processes=, but not both")
             self._set_up(Member(DRIVER, process_reader()))
-            self._owned = _OwnedWorkers(self, processes, initializer, tuple(initargs), tuple(preload))
+            options = {"output": checked_mode(output), "logging": logging}
+            self._owned = _OwnedWorkers(self, processes, initializer, tuple(initargs), tuple(preload), options)
             self._owned.start()
             return
-        if initializer is not None or preload:
-            raise TypeError("initializer= and preload= are for workers of the pool's own: give processes= as well")
+        if initializer is not None or preload or output != "raw" or logging is not False:
+            names = "initializer=, preload=, output= and logging="
+            raise TypeError(f"{names} are for workers of the pool's own: give processes= as well")
         self._set_up(default_member())
         for pid in pids or ():
             self.push(pid)
@@ -419,6 +425,7 @@ class _OwnedWorkers:
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
         preload: tuple[str, ...],
+        options: dict[str, Any],
     ) -> None:
         wanted = usable_cores() if processes is None else processes
         if isinstance(wanted, bool) or not isinstance(wanted, int):
@@ -430,6 +437,7 @@ class _OwnedWorkers:
         self._initializer = initializer
         self._initargs = initargs
         self._preload = preload
+        self._options = options  # of addprocs
         self._is_ending = False
         self._stillbirths = 0  # workers in a row that died before one was ready
 
@@ -445,7 +453,7 @@ class _OwnedWorkers:
         member = self._pool._member
         manager = LocalManager(count, reader=member.reader, preload=self._preload)
         try:
-            pids = add_workers(member, manager, manager.default_addprocs_params())
+            pids = add_workers(member, manager, {**manager.default_addprocs_params(), **self._options})
         except CompositeException as error:
             raise LaunchWorkerError(f"{len(error)} of {count} workers of the pool did not start: {error}") from error
         if self._is_ending:  # it began before these had joined

@@ -18,6 +18,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from distpool import messages as m
@@ -26,7 +27,7 @@ from distpool.member import Member, install_default
 from distpool.messages import DRIVER
 from distpool.peer import Peer
 from distpool.pickling import dump
-from distpool.tasks import Tasks
+from distpool.tasks import Tasks, flush_output
 from distpool.transport import Reader, Waiter
 from distpool.wire import Frame
 
@@ -121,7 +122,7 @@ class Worker:
             self._jobs.append(job)
             self._work.complete()
         else:
-            self._member.threads.run(lambda: _run_aside(job))
+            self._member.threads.run(partial(_run_aside, job))
 
     def _main_is_busy(self) -> None:
         """The main thread has been in user code for a tick: stand in for it. Called on the background thread."""

@@ -21,10 +21,10 @@ COMPAT = ROOT / "compat"
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
     ("errors", "messages", "channel"),
-    ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "segments", "threads", "claims"),
+    ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "segments", "threads", "claims", "output"),
     ("peer", "store", "forkserver", "managers"),
     ("cluster", "bookkeeping", "introductions", "serving", "member"),
-    ("refs", "calls", "membership", "tasks", "worker", "listening"),
+    ("refs", "calls", "logs", "membership", "tasks", "worker", "listening"),
     ("futures", "jobs", "dispatch", "pools", "loops"),
     ("__init__", "__main__"),
 )

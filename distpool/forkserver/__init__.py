@@ -9,11 +9,12 @@ what workers need and forks on demand. It also waits for them, as their parent, 
     ForkServer  ---- socket pair ---- serve()  ---- fork --------->  entry(socket, setup)
        |             requests, fds      |  <---- SIGCHLD, status ---    |   |
        |  <---------- events ---------  |  ---- lifeline (a pipe) --->  |   |
+       |                                |  <---- stdout, stderr ------  |   |
        `------------------------- the worker's stream socket -----------+   `-- its subprocesses: same group
 
 Rooms: :mod:`.client` (driver side), :mod:`.interpreter` (how it is started), :mod:`.server` (the process itself),
-:mod:`.newborn` (a worker's first moments), :mod:`.frames` (bytes between driver and server), :mod:`.exits` (exit codes,
-signals, "out of memory?").
+:mod:`.newborn` (a worker's first moments), :mod:`.outputs` (what workers print), :mod:`.frames` (bytes between driver
+and server), :mod:`.exits` (exit codes, signals, "out of memory?").
 """
 
 from __future__ import annotations
@@ -21,5 +22,6 @@ from __future__ import annotations
 from .client import ForkServer as ForkServer
 from .exits import describe_exit as describe_exit
 from .exits import oom_kills as oom_kills
+from .frames import OUTPUT_WINDOW as OUTPUT_WINDOW
 from .frames import PRELOAD_TOKEN as PRELOAD_TOKEN
 from .interpreter import interpreter_flags as interpreter_flags

@@ -27,9 +27,11 @@ from .frames import (
     EXITED,
     FAILED,
     FORK,
+    GRANT,
     HELLO,
     KILL,
     MOST_DESCRIPTORS,
+    OUTPUT,
     REQUEST,
     ROOM,
     STARTED,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     Event = (
         tuple[Literal["started"], int, int]  # token, os_pid
         | tuple[Literal["exited"], int, int, int]  # token, os_pid, status as of waitpid
+        | tuple[Literal["output"], int, int, bytes]  # token, 1 or 2 for stdout or stderr, what was written
         | tuple[Literal["failed"], int, str]  # token (PRELOAD_TOKEN: a module could not be preloaded), why
         | tuple[Literal["gone"]]  # the fork server itself has ended
     )
@@ -116,7 +119,9 @@ class ForkServer:
             setup: a pickled dict for the worker. The fork server heeds, all optional: ``cwd`` (a path), ``env``
                 (name to value, or None to remove), ``path`` (``sys.path``), ``argv``, and ``entry``
                 ("module:function", called as ``function(socket_fd, setup)``). The rest is between caller and worker.
-            fds: the worker's stream socket; then, if given, its stdout and stderr.
+            fds: the worker's stream socket; then, if given, its stdout and stderr. Else these are pipes to the fork
+                server, and what is written to them comes as ``output`` events, all of it before ``exited``; each must
+                be acknowledged with :meth:`grant`.
 
         Raises:
             LaunchWorkerError: the fork server has ended, or belongs to the process this one was forked from.
@@ -143,6 +148,16 @@ class ForkServer:
         with contextlib.suppress(ConnectionError):
             self._send_request(KILL, os_pid, bytes([signal]))
 
+    def grant(self, count: int) -> None:
+        """Say that so many bytes of output have been dealt with, so that as many more may come. Any thread.
+
+        The fork server sends ``OUTPUT_WINDOW`` bytes without a grant, then the workers that print have to wait.
+        """
+        if self._owner != os.getpid():
+            return
+        with contextlib.suppress(ConnectionError):
+            self._send_request(GRANT, count, b"")
+
     def receive(self) -> list[Event]:
         """Return the events that have arrived, without waiting; for the one thread that reads.
 
@@ -158,24 +173,26 @@ class ForkServer:
         self._is_gone = True
         return [*events, ("gone",)]
 
-    def close(self) -> None:
+    def close(self) -> list[Event]:
         """End the fork server and all its workers, and wait for that (some milliseconds; at most about 5 s).
 
-        For the reading thread, or after the socket was taken out of its reader. Harmless to repeat. In a process
-        forked from the owner it only closes the copy of the socket.
+        Returns the events that came meanwhile, among them what the workers had printed last. For the reading thread,
+        or after the socket was taken out of its reader. Harmless to repeat. In a process forked from the owner it only
+        closes the copy of the socket.
         """
         if self._owner != os.getpid():
             self.socket.close()
-            return
+            return []
         with self._lock:
             if self.socket.fileno() < 0:
-                return
+                return []
             self._is_gone = True
             self._drop_unsent()
             _end_sending(self.socket)
         self._wait_for_end()
         self.socket.close()
         _reap(self.os_pid)
+        return self._parse()
 
     # -- sending
 
@@ -253,14 +270,16 @@ class ForkServer:
             end = start + EVENT.size + size
             if end > len(data):
                 break
-            text = data[start + EVENT.size : end].decode("utf-8", "replace")
+            body = bytes(data[start + EVENT.size : end])
             start = end
             if kind == STARTED:
                 events.append(("started", token, os_pid))
             elif kind == EXITED:
                 events.append(("exited", token, os_pid, status))
             elif kind == FAILED:
-                events.append(("failed", token, text))
+                events.append(("failed", token, body.decode("utf-8", "replace")))
+            elif kind == OUTPUT:
+                events.append(("output", token, os_pid, body))
             else:
                 assert kind == ROOM  # nothing to tell: receive() sends on what was kept back after any news
         del data[:start]

@@ -48,7 +48,9 @@ def start_interpreter(executable: str) -> tuple[socket.socket, int]:
         ours.setblocking(False)
         actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable_fds()]
         actions.append((os.POSIX_SPAWN_DUP2, far, 0))
-        return ours, _spawn(executable, [executable, *interpreter_flags(), "-c", _BOOT], actions)
+        # -u makes the C library's stdout unbuffered, which nothing else does so cheaply: what C code prints would else
+        # stay in its buffer and be lost when a worker is killed. Python's own streams are made anew in each worker.
+        return ours, _spawn(executable, [executable, "-u", *interpreter_flags(), "-c", _BOOT], actions)
     except OSError as error:
         ours.close()
         raise LaunchWorkerError(f"cannot start {executable!r} as fork server: {error}") from error

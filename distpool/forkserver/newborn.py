@@ -17,6 +17,7 @@ from .frames import DEFAULT_ENTRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from io import TextIOWrapper
 
     from .server import Server
 
@@ -61,6 +62,7 @@ def _shed(server: Server) -> None:
     for fd in (server.wakeup, server.wakeup_end, server.lifeline_end, server.driver_fd):
         if fd >= 0:
             os.close(fd)
+    server.outputs.leave()
     hold_lifeline(server.lifeline)
 
 
@@ -94,6 +96,8 @@ def _live(fds: Sequence[int], setup: dict[str, Any], page: object) -> int:
         os.dup2(fd, number)
     for fd in outputs:
         os.close(fd)
+    sys.stdout = sys.__stdout__ = _text_stream(1)  # type: ignore[misc]  # Final for typeshed only
+    sys.stderr = sys.__stderr__ = _text_stream(2)  # type: ignore[misc]
     if (directory := setup.get("cwd")) is not None:
         os.chdir(directory)
     for name, value in (setup.get("env") or {}).items():
@@ -109,6 +113,14 @@ def _live(fds: Sequence[int], setup: dict[str, Any], page: object) -> int:
     # The random module seeds itself anew in every forked child, by a hook of its own.
     load_entry(setup.get("entry") or DEFAULT_ENTRY)(stream, setup)
     return 0
+
+
+def _text_stream(fd: int) -> TextIOWrapper:
+    """Open stdout or stderr by lines, in one encoding for all: the driver reads it, not a terminal or a file.
+
+    The old objects stay usable by modules that were preloaded and hold them; they are unbuffered.
+    """
+    return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _exit_status(end: SystemExit) -> int:

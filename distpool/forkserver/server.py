@@ -1,8 +1,8 @@
 """The fork server itself: what runs in the process that :class:`~.client.ForkServer` starts.
 
-One thread, one loop: requests from the driver, deaths of children. It owns its children and the write end of their
-lifeline, and has no other purpose than to be cheap to fork: garbage collection is off, so that children go on sharing
-its memory.
+One thread, one loop: requests from the driver, deaths of children, and what they print, which it reads from a pair of
+pipes for each and passes on. It owns its children, the write end of their lifeline and the read ends of their pipes,
+and has no other purpose than to be cheap to fork: garbage collection is off, so that children go on sharing its memory.
 
 What it promises about ends: a worker's process group is killed when the worker ends (so its subprocesses do not outlive
 it; those that should must start a session of their own), when the driver asks for SIGKILL, and when the driver is gone.
@@ -29,15 +29,18 @@ from .frames import (
     EXITED,
     FAILED,
     FORK,
+    GRANT,
     HELLO,
     KILL,
     MOST_DESCRIPTORS,
+    OUTPUT,
     PRELOAD_TOKEN,
     REQUEST,
     ROOM,
     STARTED,
 )
 from .newborn import be_worker, load_entry
+from .outputs import Outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 
 _IDLE_MS = 50  # quiet time before modules are warmed; arbitrary, longer than the gaps while a pool is being started
 _RECEIVE_BYTES = 1 << 16  # arbitrary: a hundred ordinary requests
+_OUTGOING_BYTES = 1 << 16  # output is read only while less than this waits for the socket, so that reports are prompt
+_FAREWELL_SECONDS = 1.0  # what passing on the last words may take when the driver has said that it is over; arbitrary
 _RIGHTS_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * DESCRIPTOR.size)
 
 
@@ -74,10 +79,17 @@ class Server:
         self.wakeup, self.wakeup_end = os.pipe()  # a byte for every signal
         os.set_blocking(self.wakeup, False)
         os.set_blocking(self.wakeup_end, False)
-        self.poll = select.poll()
-        self.poll.register(self.control, select.POLLIN)
-        self.poll.register(self.wakeup, select.POLLIN)
+        self.outputs = Outputs()
+        self.poll = select.poll()  # everything but output
+        self.is_sending = False  # the control socket is watched for room
+        self._watch(self.control.fileno())
+        self._watch(self.wakeup)
         self.own_signals()
+
+    def _watch(self, fd: int, events: int = select.POLLIN) -> None:
+        """Watch a descriptor both where output is watched, too, and where it is not."""
+        self.poll.register(fd, events)
+        self.outputs.poll.register(fd, events)
 
     def own_signals(self) -> None:
         """Take the signals; again after every import, as a module may have taken one from us."""
@@ -89,21 +101,26 @@ class Server:
         """Answer requests and report deaths; import what is to be warmed while nothing else happens."""
         quiet = _IDLE_MS
         while True:
-            ready = self.poll.poll(quiet if self.warm and self.has_forked else None)
+            poll = self.outputs.poll if self._may_read_output() else self.poll
+            ready = poll.poll(quiet if self.warm and self.has_forked else None)
             if not ready:
                 self._import(self.warm.popleft())
                 quiet = 0  # the next one at once, unless somebody wants something
                 continue
             quiet = _IDLE_MS
+            talking = [fd for fd, _ in ready if fd in self.outputs.pipes]
             for fd, happened in ready:
-                self._attend(fd, happened)
+                if fd not in self.outputs.pipes:
+                    self._attend(fd, happened)
+            if talking:
+                self._pass_on(talking)
 
     def _attend(self, fd: int, happened: int) -> None:
         if fd == self.wakeup:
             _drain(fd)
             self._reap()
         elif fd == self.driver_fd:
-            self._end()
+            self._end(may_speak=False)
         elif happened & select.POLLOUT:
             self._flush()
         else:
@@ -143,6 +160,8 @@ class Server:
                 self._fork(number, body, fds, count)
             elif kind == KILL:
                 self._kill(number, body[0])
+            elif kind == GRANT:
+                self.outputs.window += number
             else:
                 assert kind == HELLO
                 self._prepare(pickle.loads(body), fds)
@@ -169,9 +188,9 @@ class Server:
                 self.driver_fd = os.pidfd_open(os_pid)
             except OSError:  # an old kernel, or a sandbox; the socket must do
                 return
-            self.poll.register(self.driver_fd, select.POLLIN)
+            self._watch(self.driver_fd)
         if os.getppid() != os_pid:
-            self._end()
+            self._end(may_speak=False)
 
     def _import(self, name: str, must: bool = False) -> None:
         """Import a module, whatever it does; one that must be there and fails is told to the driver."""
@@ -179,7 +198,8 @@ class Server:
             __import__(name)
         except BaseException as error:  # user code at import time: not even sys.exit() may end us
             if must:
-                self._tell(FAILED, PRELOAD_TOKEN, text=f"cannot preload {name!r}: {type(error).__name__}: {error}")
+                text = f"cannot preload {name!r}: {type(error).__name__}: {error}"
+                self._tell(FAILED, PRELOAD_TOKEN, text.encode("utf-8", "replace"))
         self.own_signals()
 
     def _kill(self, os_pid: int, number: int) -> None:
@@ -197,15 +217,18 @@ class Server:
         try:
             if len(fds) < count:
                 raise OSError("descriptors were lost on the way; is the limit of open files (ulimit -n) reached?")
+            if count == 1:
+                fds = [*fds, *self.outputs.open(token)]
             gc.freeze()  # what is there now is never looked at again by a child's collector, so its pages stay shared
             os_pid = os.fork()
         except OSError as error:
-            self._tell(FAILED, token, text=f"cannot fork: {error}")
+            self._tell(FAILED, token, f"cannot fork: {error}".encode("utf-8", "replace"))
+            self.outputs.close(token)
         else:
             if os_pid == 0:
                 be_worker(self, fds, setup)
             self.children[os_pid] = token
-            self._tell(STARTED, token, os_pid)
+            self._tell(STARTED, token, b"", os_pid)
         for fd in fds:
             os.close(fd)
 
@@ -214,7 +237,24 @@ class Server:
             os_pid, status = dead
             token = self.children.pop(os_pid, None)
             if token is not None:  # else a child of some preloaded module
-                self._tell(EXITED, token, os_pid, status)
+                for stream, data in self.outputs.last_words(token):
+                    self._tell(OUTPUT, token, data, stream)
+                self._tell(EXITED, token, b"", os_pid, status)
+
+    # -- what the workers print
+
+    def _may_read_output(self) -> bool:
+        """Only as fast as the driver deals with it; what is not read stays in the pipes, and fills them."""
+        return self.outputs.window > 0 and len(self.outgoing) < _OUTGOING_BYTES
+
+    def _pass_on(self, talking: list[int]) -> None:
+        """Read each of these pipes once, in turn, as long as the driver can take more."""
+        for fd in self.outputs.in_turn(talking):
+            if not self._may_read_output():
+                return
+            said = self.outputs.read(fd)
+            if said is not None:
+                self._tell(OUTPUT, *said)
 
     def _next_dead(self) -> tuple[int, int] | None:
         """Reap one dead child and what is left of its group."""
@@ -232,19 +272,28 @@ class Server:
         except ChildProcessError:
             return None
 
-    def _end(self) -> NoReturn:
-        """The driver is gone: kill every worker with its group, reap them, and end."""
+    def _end(self, may_speak: bool = True) -> NoReturn:
+        """The driver is gone: kill every worker with its group, reap them, and end.
+
+        If it has only said that it is over, it still reads: pass on what the workers had printed.
+        """
         signal.set_wakeup_fd(-1)
         for os_pid in self.children:
             kill_group(os_pid)
         for os_pid in self.children:
             os.waitpid(os_pid, 0)
+        if may_speak:
+            for token in self.children.values():
+                for stream, data in self.outputs.last_words(token):
+                    self.outgoing += EVENT.pack(len(data), OUTPUT, token, stream, 0) + data
+            with contextlib.suppress(OSError):  # nobody is there
+                self.control.settimeout(_FAREWELL_SECONDS)
+                self.control.sendall(self.outgoing)
         os._exit(0)
 
     # -- events
 
-    def _tell(self, kind: int, token: int, os_pid: int = 0, status: int = 0, text: str = "") -> None:
-        data = text.encode("utf-8", "replace")
+    def _tell(self, kind: int, token: int, data: bytes = b"", os_pid: int = 0, status: int = 0) -> None:
         self.outgoing += EVENT.pack(len(data), kind, token, os_pid, status) + data
         self._flush()
 
@@ -256,7 +305,9 @@ class Server:
             pass
         except OSError:
             self._end()
-        self.poll.modify(self.control, select.POLLIN | (select.POLLOUT if self.outgoing else 0))
+        if self.is_sending != bool(self.outgoing):
+            self.is_sending = bool(self.outgoing)
+            self._watch(self.control.fileno(), select.POLLIN | (select.POLLOUT if self.is_sending else 0))
 
 
 def kill_group(os_pid: int) -> None:

@@ -11,10 +11,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from distpool.errors import HandshakeError, LaunchWorkerError
 from distpool.transport import Deadline
+
+if TYPE_CHECKING:
+    from distpool.output import Output  # workers load this room and have no use for it
 
 # Seconds that a worker has to join, unless DISTPOOL_WORKER_TIMEOUT or timeout= say otherwise. Julia's number.
 WORKER_TIMEOUT: Final = 60.0
@@ -44,7 +47,7 @@ class WorkerConfig:
 
     A manager sets ``stream`` (a connected socket), or ``io`` (the worker's standard output, on which its address line
     comes), or ``host`` and ``port``. Julia's ``WorkerConfig``; ``stream`` is ours, for workers that share a socket
-    pair.
+    pair, and so is ``output``, where what the worker prints goes.
 
     >>> WorkerConfig(host="127.0.0.1", port=9000)
     WorkerConfig(host='127.0.0.1', port=9000)
@@ -67,6 +70,7 @@ class WorkerConfig:
         "max_parallel",
         "multiplex",
         "ospid",
+        "output",
         "port",
         "process",
         "sshflags",
@@ -79,6 +83,7 @@ class WorkerConfig:
     bind_addr: str | None
     connect_at: tuple[str, int] | None
     deadline: Deadline | None
+    output: Output | None
     host: str | None
     port: int | None
     stream: socket.socket | None
@@ -137,8 +142,8 @@ class ClusterManager:
             config.process.send_signal(signal.SIGKILL)
 
     def default_addprocs_params(self) -> dict[str, Any]:
-        """Return the options that ``addprocs`` takes for this manager, with their defaults."""
-        return default_addprocs_params()
+        """Return the options that ``addprocs`` takes for this manager, with their defaults: Julia's, and ours."""
+        return {**default_addprocs_params(), "logging": False, "output": "prefix"}
 
 
 def default_addprocs_params(manager: ClusterManager | None = None) -> dict[str, Any]:
@@ -180,7 +185,7 @@ def _reach(pid: int, config: WorkerConfig, deadline: Deadline) -> socket.socket:
         if not isinstance(error, LaunchWorkerError):
             raise
         raise LaunchWorkerError(f"{error}{_exit_status(config.process)}") from error.__cause__
-    output.forward(pid)
+    output.forward(config.output, pid)
     return stream
 
 

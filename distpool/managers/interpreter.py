@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from distpool.errors import LaunchWorkerError
+from distpool.output import wait_until_shown
 from distpool.transport import Reader
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ def _end_all() -> None:
     for thread in threading.enumerate():
         if thread.name.startswith("distpool output"):
             thread.join(LAST_WORDS_SECONDS)
+    wait_until_shown()
 
 
 atexit.register(_end_all)

@@ -19,8 +19,8 @@ from itertools import count
 from typing import Any, Final
 
 from distpool.errors import LaunchWorkerError
-from distpool.forkserver import PRELOAD_TOKEN, ForkServer, describe_exit, interpreter_flags, oom_kills
-from distpool.managers.interface import ClusterManager, Launched, WorkerConfig, default_addprocs_params
+from distpool.forkserver import OUTPUT_WINDOW, PRELOAD_TOKEN, ForkServer, describe_exit, interpreter_flags, oom_kills
+from distpool.managers.interface import ClusterManager, Launched, WorkerConfig
 from distpool.managers.interpreter import (
     InterpreterProcess,
     first_words,
@@ -29,6 +29,7 @@ from distpool.managers.interpreter import (
     start_worker_interpreter,
     words,
 )
+from distpool.output import How, Output, checked_mode, wait_until_shown
 from distpool.segments import SharedPage
 from distpool.transport import Reader
 
@@ -52,7 +53,8 @@ OnExit = Callable[[int | None, int | None], None]
 class ForkedProcess:
     """A worker that the fork server forks, and how it ended."""
 
-    def __init__(self, forks: Forks, slot: int | None) -> None:
+    def __init__(self, forks: Forks, slot: int | None, output: Output) -> None:
+        self.output: Final = output
         self.os_pid: int | None = None
         self.detail: str | None = None  # what else is known of its end
         self.slot = slot  # its place on the shared page; None when the page was full
@@ -124,13 +126,14 @@ class Forks:
         self._processes: dict[int, ForkedProcess] = {}
         self._next_token = count().__next__
         self._oom_kills = oom_kills()
+        self._shown = 0  # bytes of output that were shown and not yet told to the fork server
         reader.register(self)
 
-    def start(self, setup: dict[str, Any], streams: Sequence[int]) -> ForkedProcess:
-        """Ask for one more worker; returns at once."""
+    def start(self, setup: dict[str, Any], streams: Sequence[int], output: How = "prefix") -> ForkedProcess:
+        """Ask for one more worker; returns at once. ``streams``: its socket, then stdout and stderr if not to us."""
         token = self._next_token()
         slot = self.page.allocate()
-        process = self._processes[token] = ForkedProcess(self, slot)
+        process = self._processes[token] = ForkedProcess(self, slot, Output(output, self._consumed))
         self.server.start_worker(token, pickle.dumps({**setup, "slot": slot}), streams)
         return process
 
@@ -145,7 +148,9 @@ class Forks:
     def on_readable(self) -> None:
         """Pass the reports on to the processes they are about."""
         for event in self.server.receive():
-            if event[0] == "started":
+            if event[0] == "output":
+                self._processes[event[1]].output.feed(event[2], event[3])
+            elif event[0] == "started":
                 self._processes[event[1]].started(event[2])
             elif event[0] == "exited":
                 self._end(event[1], *describe_exit(event[3]))
@@ -157,9 +162,17 @@ class Forks:
     def _end(self, token: int, exit_code: int | None, signum: int | None, detail: str | None = None) -> None:
         process = self._processes.pop(token, None)
         if process is not None:
+            process.output.end()
             process.exited(exit_code, signum, detail or self._memory_verdict(signum))
             if process.slot is not None:
                 self.page.free(process.slot)
+
+    def _consumed(self, count: int) -> None:
+        """So much was shown. On the one thread that shows; told in quarters of what may be under way at a time."""
+        self._shown += count
+        if self._shown >= OUTPUT_WINDOW // 4:
+            count, self._shown = self._shown, 0
+            self.server.grant(count)
 
     def _memory_verdict(self, signum: int | None) -> str | None:
         """Say whether the kernel killed something for want of memory since we last looked; it does so with SIGKILL."""
@@ -188,7 +201,11 @@ class Forks:
         if not self.is_gone:
             self.is_gone = True
             self._reader.unregister(self)
-            self.server.close()
+            for event in self.server.close():
+                if event[0] == "output":
+                    self._processes[event[1]].output.feed(event[2], event[3])
+            for process in self._processes.values():
+                process.output.end()
 
 
 class _Servers:
@@ -214,6 +231,8 @@ class _Servers:
         if self._os_pid == os.getpid():
             for each in forks:
                 each.close()
+            if forks:
+                wait_until_shown()
 
 
 _servers = _Servers()
@@ -246,10 +265,6 @@ class LocalManager(ClusterManager):
     def __repr__(self) -> str:
         return "LocalManager()"
 
-    def default_addprocs_params(self) -> dict[str, Any]:
-        """Return the options with their defaults."""
-        return default_addprocs_params()
-
     def launch(self, params: dict[str, Any], launched: Launched) -> None:
         """Start the workers; each gets our directory, environment, ``sys.path`` and ``sys.argv`` as they are now."""
         if self.np <= 0:
@@ -267,18 +282,23 @@ class LocalManager(ClusterManager):
             "argv": list(sys.argv),
         }
         for _ in range(self.np):
-            launched.append(self._launch_one(forks, setup))
+            launched.append(self._launch_one(forks, setup, checked_mode(params.get("output", "prefix"))))
 
-    def _launch_one(self, forks: Forks, setup: dict[str, Any]) -> WorkerConfig:
+    def _launch_one(self, forks: Forks, setup: dict[str, Any], output: How) -> WorkerConfig:
         ours, theirs = socket.socketpair()
+        nowhere = [os.open(os.devnull, os.O_WRONLY)] if output == "none" else []
         try:
-            process = forks.start(setup, [theirs.fileno(), *_output_streams()])
+            process = forks.start(setup, [theirs.fileno(), *nowhere * 2], output)
         except (OSError, LaunchWorkerError):
             ours.close()
             raise
         finally:
             theirs.close()
-        return WorkerConfig(stream=ours, process=process, host="127.0.0.1", enable_threaded_blas=False)
+            for fd in nowhere:
+                os.close(fd)
+        return WorkerConfig(
+            stream=ours, process=process, output=process.output, host="127.0.0.1", enable_threaded_blas=False
+        )
 
     def _wants_interpreters(self, params: Mapping[str, Any]) -> bool:
         is_ours = words(params["exename"]) == [sys.executable] and not words(params["exeflags"])
@@ -321,16 +341,3 @@ def worker_environment(params: Mapping[str, Any]) -> dict[str, str]:
             environment.setdefault(name, "1")
     environment.update(dict(params.get("env") or {}))
     return environment
-
-
-def _output_streams() -> list[int]:
-    """The descriptors that become a worker's standard output and error: ours, as they are now."""
-    return [fd for fd in (1, 2) if _is_open(fd)]
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

@@ -12,10 +12,10 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any, Final
 
 from distpool.errors import LaunchWorkerError
+from distpool.output import Output
 from distpool.tcp import parse_address_line
 from distpool.transport import Deadline
 
@@ -26,7 +26,7 @@ MAX_BYTES: Final = 1 << 20
 # How much of what was captured an error repeats: its end, where a traceback has its last line.
 SHOWN_CHARACTERS: Final = 4000
 
-PREFIX: Final = "From worker "
+PREFIX: Final = "      From worker "
 
 
 class WorkerOutput:
@@ -91,29 +91,30 @@ class WorkerOutput:
             _show(f"{PREFIX}startup:\t{line}")
         self.captured = []
 
-    def forward(self, pid: int) -> threading.Thread:
-        """Print each further line as worker ``pid``'s, from a thread of its own, until the output ends."""
-        thread = threading.Thread(target=self._forward, args=(pid,), name=f"distpool output of {pid}", daemon=True)
+    def forward(self, output: Output | None, pid: int) -> threading.Thread:
+        """Pass further output of worker ``pid`` on to where it is shown, by a thread of its own, until it ends."""
+        shown = threading.Semaphore(0)  # so that no more is read than is shown: a worker that prints on waits
+        if output is None:
+            output = Output()
+            output.assign(pid)
+        output.when_consumed(lambda count: shown.release())
+        thread = threading.Thread(
+            target=self._forward, args=(output, shown), name=f"distpool output of {pid}", daemon=True
+        )
         thread.start()
         return thread
 
-    def _forward(self, pid: int) -> None:
-        for line in self._lines():
-            # Lines of workers that this one has started and forwarded carry their own prefix.
-            _show(line if line.startswith(PREFIX) else f"{PREFIX}{pid}:\t{line}")
-        self.close()
-
-    def _lines(self) -> Iterator[str]:
-        rest = self._rest  # what came along with the address line
+    def _forward(self, output: Output, shown: threading.Semaphore) -> None:
+        data = self._rest  # what came along with the address line
         while True:
-            *lines, rest = rest.split(b"\n")
-            yield from map(_text, lines)
+            if data:
+                output.feed(1, data)
+                shown.acquire()
             data = os.read(self._fd, 1 << 16)
             if not data:
                 break
-            rest += data
-        if rest:
-            yield _text(rest)  # a last line without its end
+        output.end()
+        self.close()
 
     def close(self) -> None:
         """Give the descriptor back; not while another thread reads."""
