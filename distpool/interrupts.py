@@ -35,8 +35,15 @@ class _State:
     handler: Callable[[int, FrameType | None], Any] = signal.default_int_handler
 
 
-def interruptibly(block: Callable[[float | None], T], timeout: float | None) -> T:
-    """Call ``block(timeout)``, a wait with nothing in its hands: SIGINT is handled within it, a kept one first."""
+class _LookAgain(BaseException):
+    """Ends a poll or a sleep whose handler of SIGINT has returned: it may have brought what is waited for."""
+
+
+def interruptibly(block: Callable[[float | None], T], timeout: float | None) -> T | None:
+    """Call ``block(timeout)``, a wait with nothing in its hands: SIGINT is handled within it, a kept one first.
+
+    Returns None instead of what ``block`` returns when the handler has returned, so that the caller looks again.
+    """
     if threading.get_ident() != _MAIN_IDENT:
         return block(timeout)
     try:
@@ -45,6 +52,8 @@ def interruptibly(block: Callable[[float | None], T], timeout: float | None) -> 
             _deliver(sys._getframe())
         # A poll is level-triggered: what it reports is reported again if the interrupt comes before we have seen it.
         return block(timeout)
+    except _LookAgain:
+        return None
     finally:
         _State.may_raise = False
 
@@ -52,7 +61,7 @@ def interruptibly(block: Callable[[float | None], T], timeout: float | None) -> 
 def _deliver(frame: FrameType | None) -> None:
     _State.pending = _State.may_raise = False
     _State.handler(SIGINT, frame)
-    _State.may_raise = True  # it did not raise: the wait goes on
+    raise _LookAgain
 
 
 def _keep_for_later(signum: int, frame: FrameType | None) -> None:

@@ -171,20 +171,21 @@ class Reader:
         return timer
 
     def _run_timers(self) -> float | None:
-        """Run what is due; return the seconds until the next, None when there is none."""
+        """Run what is due; return for how many seconds to poll, None for as long as one likes."""
+        has_run = False
         while self._timers:
             with self._timers_lock:
-                if not self._timers:
-                    return None
                 left = self._timers[0].at - monotonic()
                 if left > 0:
-                    return left
+                    return 0.0 if has_run else left
                 timer = heappop(self._timers)
             try:
                 timer.run()
             except Exception as error:  # the reader's last line
                 _report(error)
-        return None
+            has_run = True
+        # What has run may have brought what the leader waits for: it must look, and not sleep in the poll.
+        return 0.0 if has_run else None
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
@@ -272,7 +273,7 @@ class Reader:
         events = self._spin() if eager and self._may_spin else None
         if not events:
             events = interruptibly(self._poller.poll, timeout)
-        for fd, mask in events:
+        for fd, mask in events or ():
             handler = self._handlers.get(fd)
             if handler is None:
                 if fd == self._wake_in:
