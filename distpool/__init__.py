@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from distpool.broadcast import everywhere as everywhere
+    from distpool.broadcast import remotecall_eval as remotecall_eval
     from distpool.calls import remote_do as remote_do
     from distpool.calls import remotecall as remotecall
     from distpool.calls import remotecall_fetch as remotecall_fetch
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from distpool.errors import ProcessExitedException as ProcessExitedException
     from distpool.errors import RemoteException as RemoteException
     from distpool.listening import start_worker as start_worker
+    from distpool.main_names import capture as capture
+    from distpool.main_names import clear as clear
     from distpool.managers.interface import ClusterManager as ClusterManager
     from distpool.managers.interface import WorkerConfig as WorkerConfig
     from distpool.managers.interface import default_addprocs_params as default_addprocs_params
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
     from distpool.membership import procs as procs
     from distpool.membership import rmprocs as rmprocs
     from distpool.membership import workers as workers
+    from distpool.parallel_for import DistributedLoop as DistributedLoop
+    from distpool.parallel_for import distributed as distributed
+    from distpool.parallel_for import splitrange as splitrange
     from distpool.refs import Future as Future
     from distpool.refs import RemoteChannel as RemoteChannel
     from distpool.refs import close as close
@@ -46,6 +53,10 @@ if TYPE_CHECKING:
     from distpool.refs import put as put
     from distpool.refs import take as take
     from distpool.refs import wait as wait
+    from distpool.spawning import fetchfrom as fetchfrom
+    from distpool.spawning import spawn as spawn
+    from distpool.spawning import spawnat as spawnat
+    from distpool.spawning import sync as sync
 
 # Every public name and the room that has it.
 _ROOMS = {
@@ -90,12 +101,15 @@ _ROOMS = {
         "AbstractWorkerPool",
         "CachingPool",
         "WorkerPool",
-        "clear",
         "default_worker_pool",
         "remote",
         "set_default_worker_pool",
     ),
+    "spawning": ("fetchfrom", "spawn", "spawnat", "sync"),
     "loops": ("pmap",),
+    "parallel_for": ("DistributedLoop", "distributed", "splitrange"),
+    "broadcast": ("everywhere", "remotecall_eval"),
+    "main_names": ("capture", "clear"),
 }
 _HOMES = {name: f"distpool.{room}" for room, names in _ROOMS.items() for name in names}
 

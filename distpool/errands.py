@@ -35,7 +35,7 @@ def run_program(program: Program, names: dict[str, Any], is_wanted: bool) -> Any
         import linecache  # only for text that stands in no file
 
         # A time of None keeps it there. One entry for each place that calls everywhere, so it does not grow.
-        lines = program.source.splitlines(keepends=True)
+        lines = (program.source + "\n").splitlines(keepends=True)
         linecache.cache[program.filename] = (len(program.source), None, lines, program.filename)
     statements, last = marshal.loads(program.code)
     exec(statements, namespace)

@@ -13,10 +13,11 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from distpool import messages as m
-from distpool.calls import remotecall_fetch
+from distpool.calls import OpenCall, remotecall_fetch
 from distpool.cluster import Departure
 from distpool.errors import CompositeException, LaunchWorkerError
 from distpool.managers.interface import ClusterManager, WorkerConfig, worker_timeout
@@ -258,6 +259,7 @@ class _Joining:
         self._is_given_up = False
         self._connected = Waiter()
         self._problem: Exception | None = None  # why it could not be connected
+        self._first_calls: list[OpenCall] = []  # each is sent when the one before has been answered
         config.process = as_worker_process(config.process, member.reader)
         if config.stream is not None:
             self._begin(config.stream)
@@ -281,6 +283,12 @@ class _Joining:
             self._peer = self._member.connect(self.pid, stream, self._config)
         welcome = {**self._welcome, "pid": self.pid, "members": self._member.cluster.procs()}
         self._member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
+        for parcel in self._member.first_calls:
+            self._first_calls.append(OpenCall(self._member, self._peer, parcel))
+        for one, other in pairwise(self._first_calls):
+            one.following = other
+        if self._first_calls:
+            self._first_calls[0].start()
 
     def finish(self, deadline: Deadline) -> Exception | None:
         """Wait for its answer and make it a member; return what went wrong instead."""
@@ -299,6 +307,14 @@ class _Joining:
         facts = self._member.open(self._member.answer_of(self.reply))
         self._config.ospid = facts["os_pid"]
         self._config.environ = {"cpu_threads": facts["cpus"]}
+        try:
+            for call in self._first_calls:
+                call.value(deadline)
+        except Exception as error:
+            text = f"worker {self.pid} could not run what everywhere(persist=True) asks of all that join: {error}"
+            problem = LaunchWorkerError(text)
+            problem.__cause__ = error
+            return self._give_up(problem)
         assert self._peer is not None
         self._member.cluster.add(self._peer)
         self._manager.manage(self.pid, self._config, "register")

@@ -164,6 +164,11 @@ class Peer:
                 body = with_table(table_of(parcel.refs), body)
             return self._send_wrapped(kind, flags | more, request, whence, ref, body, buffers, segment)
 
+    def forget_globals(self, names: Sequence[str]) -> None:
+        """These names were cleared at the other side: they are sent again when code mentions them."""
+        with self._globals_lock:
+            self.sent_globals.forget(names)
+
     def send_descriptor(self, kind: int, ref: int, descriptor: int) -> bool:
         """Send a descriptor along; it is closed here in any case."""
         return self._write(encode(kind, 0, 0, 0, ref, descriptors=1), [descriptor])

@@ -560,13 +560,6 @@ class CachingPool(WorkerPool):
         raise RuntimeError("a CachingPool belongs to the process that made it and cannot be sent to another")
 
 
-def clear(pool: CachingPool) -> CachingPool:
-    """Drop all cached callables of a CachingPool from all its workers; returns the pool. Julia's ``clear!``."""
-    if not isinstance(pool, CachingPool):
-        raise TypeError(f"clear() takes a CachingPool, not a {type(pool).__name__}")
-    return pool.clear()
-
-
 class _DefaultPool(WorkerPool):
     """Every worker of the default cluster; this process itself while there is none."""
 

@@ -24,8 +24,8 @@ FLOORS = (
     ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "segments", "threads", "claims", "output"),
     ("peer", "store", "forkserver", "managers"),
     ("cluster", "bookkeeping", "introductions", "serving", "member"),
-    ("refs", "calls", "logs", "membership", "tasks", "worker", "listening"),
-    ("futures", "jobs", "dispatch", "pools", "loops"),
+    ("refs", "calls", "errands", "logs", "membership", "tasks", "worker", "listening"),
+    ("futures", "jobs", "dispatch", "pools", "fanout", "spawning", "loops", "parallel_for", "programs", "broadcast", "main_names"),
     ("__init__", "__main__"),
 )
 ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}

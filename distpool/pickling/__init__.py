@@ -19,6 +19,7 @@ re-entrantly. Users meet this room only through what arrives. Rooms, each using 
 from __future__ import annotations
 
 from .captured import capture, dump_exception, load_exception
+from .functions import mentioned_names, shipped_namespace
 from .globals_ import SentGlobals, peel, unwrap, wrap
 from .parcel import Parcel, ShippedGlobal, dump, dump_arguments, goes_by_name, in_message, is_plain, load, note_ref, sending_to
 
@@ -35,9 +36,11 @@ __all__ = [
     "is_plain",
     "load",
     "load_exception",
+    "mentioned_names",
     "note_ref",
     "peel",
     "sending_to",
+    "shipped_namespace",
     "unwrap",
     "wrap",
 ]

@@ -172,6 +172,17 @@ def _annotations(function: FunctionType) -> dict[str, Any]:
         return {}
 
 
+def mentioned_names(function: FunctionType) -> tuple[str, ...]:
+    """The globals that a function mentions, nested functions included."""
+    return tuple(name for name in code_facts(function.__code__).names if name not in _OWN_NAMES)
+
+
+def shipped_namespace(function: FunctionType) -> dict[str, Any] | None:
+    """The function's globals, if those that it mentions are sent along with it; None if the receiver has its own."""
+    where = namespace_of(function.__globals__)
+    return None if where is None or where.startswith("import:") else function.__globals__
+
+
 def _submodules(function: FunctionType, facts: CodeFacts) -> tuple[str, ...]:
     """Submodules reached as attributes of a package (``concurrent.futures``): importing the package is not enough."""
     found: list[str] = []
