@@ -280,7 +280,8 @@ class Dispatch:
         if not job.is_passing or job.is_hungry:
             return
         with self._lock:  # what is in flight may come back, and needs the job then
-            is_busy = any(shipment.job is job for slot in self._slots.values() for shipment in slot.in_flight)
+            in_flight = [shipment for slot in self._slots.values() for shipment in slot.in_flight]
+            is_busy = job.reserved or any(shipment.job is job for shipment in in_flight)
         if not is_busy:
             self.end(job)
             if job.is_hungry:  # somebody who had it already gave it one more task
@@ -312,6 +313,7 @@ class Dispatch:
             finally:
                 with self._lock:
                     slot.reserved -= 1
+                    job.reserved -= 1
             if run is None:
                 self._capacity_came()  # others may have found no room while this worker was reserved in vain
                 break
@@ -332,6 +334,7 @@ class Dispatch:
                         break
             if best is not None:
                 best.reserved += 1
+                job.reserved += 1
             return best
 
     def _ship(self, job: Job, slot: Slot, run: Run) -> None:

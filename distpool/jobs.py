@@ -110,6 +110,7 @@ class Job:
         self.returned: deque[Run] = deque()  # to be sent again, before new input
         self.is_stopped = False  # nothing more shall be sent
         self.is_listed = False  # dispatch knows it; written under dispatch's lock
+        self.reserved = 0  # envelopes that are being packed; under dispatch's lock
         self.is_passing = False  # dispatch ends it when all its tasks are done: nobody will give it more
         self._segment: Segment | None = None
 
