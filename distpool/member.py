@@ -15,8 +15,8 @@ Owns: the store, the table of actions, the idle call threads.
 from __future__ import annotations
 
 import os
-import sys
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from distpool.introductions import Introductions
 from distpool.managers.interface import WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
-from distpool.pickling import Parcel, load, load_exception
+from distpool.pickling import Parcel, dump, load, load_exception
 from distpool.segments import Segment
 from distpool.serving import NOTHING, Serving, send_error
 from distpool.store import Store
@@ -46,7 +46,6 @@ Action = Callable[[Peer, Frame], None]
 # How long a closed stream waits for the report of how its process ended. The report of a fork server comes within a
 # millisecond; a process that closed its stream and lives on is killed after this time.
 EXIT_REPORT_SECONDS: Final = 0.5
-
 
 
 class Member:
@@ -142,9 +141,17 @@ class Member:
     def _depart(self, peer: Peer, departure: Departure) -> None:
         if self.cluster.depart(peer, departure):
             self.configs.pop(peer.pid, None)
-            if self.announces_deaths and not departure.was_asked:
-                self._notices.append(f"distpool: {departure.error(peer.pid)}")
-                self.threads.run(self.print_notices)
+            if self.pid == DRIVER and not departure.was_asked:
+                self._announce(departure.error(peer.pid))
+
+    def _announce(self, death: BaseException) -> None:
+        """Tell the workers who is left, and the user. Who removes a worker does so itself, once for all it removes."""
+        news = dump(self.cluster.procs())
+        for peer in self.cluster.peers():
+            peer.send_parcel(m.MEMBERS, news)
+        if self.announces_deaths:
+            self._notices.append(f"distpool: {death}")
+            self.threads.run(self.print_notices)
 
     def print_notices(self) -> None:
         """Print what nobody may have waited for: which workers died by themselves. Not for the reading thread."""
