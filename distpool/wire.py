@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from distpool.errors import RemoteProtocolError
-from distpool.messages import LAST_KIND, RRID
+from distpool.messages import RRID
 
 HEADER: Final = struct.Struct("<BBHIQQQQ")
 IN_SEGMENT: Final = 1 << 63
@@ -32,6 +32,8 @@ SHARED_BUFFER_BYTES: Final = 1 << 18
 # Arbitrary, generous: a length above this is a broken or hostile peer and not a large array.
 MAX_LENGTH: Final = 1 << 44
 MAX_BUFFERS: Final = 1 << 22
+# Kinds from here on are no messages of ours nor of a later version, which the member would pass over: they are garbage.
+MAX_KINDS: Final = 64
 
 Buffer = bytes | memoryview
 Allocate = Callable[[int], memoryview]
@@ -122,6 +124,14 @@ def _plain_memory(length: int) -> memoryview:
     return memoryview(bytearray(length))
 
 
+def _reserve(allocate: Allocate, length: int) -> memoryview:
+    """Return memory for a part of a message; that there is so little is the fault of whoever sends so much."""
+    try:
+        return allocate(length)
+    except (MemoryError, OSError, OverflowError, ValueError) as error:
+        raise RemoteProtocolError(f"there is no memory for {length} bytes of a message") from error
+
+
 class FrameParser:
     """Turns the bytes of one stream into frames.
 
@@ -170,32 +180,40 @@ class FrameParser:
 
         Raises RemoteProtocolError when the bytes are no frames of ours; the connection is of no use any more then.
         """
-        if self._large is not None:
-            self._large.filled(count)
-            return self._finish_large([])
-        self._end += count
-        return self._cut()
-
-    def _cut(self) -> list[Frame]:
         frames: list[Frame] = []
+        if self._large is None:
+            self._end += count
+        else:
+            self._large.filled(count)
+            if not self._finish_large(frames):
+                return frames
+        self._cut(frames)
+        return frames
+
+    def _cut(self, frames: list[Frame]) -> None:
         start, end, view, size = self._start, self._end, self._view, HEADER.size
         while end - start >= size:
             kind, flags, descriptors, count, request, whence, ref, length = HEADER.unpack_from(view, start)
+            if not 0 < kind < MAX_KINDS:
+                raise RemoteProtocolError(f"no kind of message: {kind}")
             if count or length > SHARED_BUFFER_BYTES - size:
                 self._start = start
-                return self._begin_large(frames)
+                if not self._begin_large(frames):
+                    return
+                start = self._start
+                continue
             stop = start + size + length
             if stop > end:
-                if not 0 < kind <= LAST_KIND:
-                    raise RemoteProtocolError(f"unknown kind of message: {kind}")
                 break
             frames.append(Frame(kind, flags, descriptors, request, whence, ref, bytes(view[start + size : stop])))
             start = stop
         self._start = start
-        return frames
 
-    def _begin_large(self, frames: list[Frame]) -> list[Frame]:
-        """Give the frame at the start of the buffer memory of its own, and move into it what has already come."""
+    def _begin_large(self, frames: list[Frame]) -> bool:
+        """Give the frame at the start of the buffer memory of its own, and move into it what has already come.
+
+        Returns whether that was all of it.
+        """
         header = HEADER.unpack_from(self._view, self._start)
         self._start += HEADER.size
         self._large = _LargeFrame(self._allocate, *header)
@@ -207,12 +225,12 @@ class FrameParser:
             self._large.filled(count)
         return self._finish_large(frames)
 
-    def _finish_large(self, frames: list[Frame]) -> list[Frame]:
-        if self._large is not None and self._large.is_complete:
-            frames.append(self._large.frame())
-            self._large = None
-            frames += self._cut()
-        return frames
+    def _finish_large(self, frames: list[Frame]) -> bool:
+        if self._large is None or not self._large.is_complete:
+            return False
+        frames.append(self._large.frame())
+        self._large = None
+        return True
 
 
 class _LargeFrame:
@@ -232,18 +250,16 @@ class _LargeFrame:
         ref: int,
         length: int,
     ) -> None:
-        if not 0 < kind <= LAST_KIND:
-            raise RemoteProtocolError(f"unknown kind of message: {kind}")
         if length > MAX_LENGTH or count > MAX_BUFFERS:
             raise RemoteProtocolError(f"a message of {length} bytes with {count} buffers is beyond all limits")
         self._allocate = allocate
         self._header = (kind, flags, descriptors, request, whence, ref)
         self._table = memoryview(bytearray(8 * count))
-        self._body = bytearray(length)
+        self._body = _reserve(_plain_memory, length)
         self._lengths: Sequence[int] = ()
         self._inline: list[memoryview] = []
         # The places still to fill, last one first; the buffers join when the table has told their sizes.
-        self._waiting = [place for place in (memoryview(self._body), self._table) if place.nbytes]
+        self._waiting = [place for place in (self._body, self._table) if place.nbytes]
         self._filled = 0  # bytes already in the place that is being filled
         if not count:
             self._table = memoryview(b"")
@@ -270,11 +286,11 @@ class _LargeFrame:
         for length in self._lengths:
             if length & ~IN_SEGMENT > MAX_LENGTH:
                 raise RemoteProtocolError(f"a buffer of {length & ~IN_SEGMENT} bytes is beyond all limits")
-        self._inline = [self._allocate(length) for length in self._lengths if not length & IN_SEGMENT]
+        self._inline = [_reserve(self._allocate, length) for length in self._lengths if not length & IN_SEGMENT]
         self._waiting[:0] = [place for place in reversed(self._inline) if place.nbytes]
 
     def frame(self) -> Frame:
-        frame = Frame(*self._header, memoryview(self._body))
+        frame = Frame(*self._header, self._body)
         inline = iter(self._inline)
         frame.buffers = [None if length & IN_SEGMENT else next(inline) for length in self._lengths]
         frame.segment_lengths = [length & ~IN_SEGMENT for length in self._lengths if length & IN_SEGMENT]
