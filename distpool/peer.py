@@ -14,6 +14,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -22,6 +23,7 @@ from distpool.errors import RemoteProtocolError
 from distpool.claims import split_table, table_of, with_table
 from distpool.messages import FLAG_GLOBALS, FLAG_REFS
 from distpool.pickling import Parcel, SentGlobals, peel, wrap
+from distpool.interrupts import DeferredInterrupt
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Buffer, Frame, FrameParser, encode
 
@@ -116,6 +118,7 @@ class Peer:
         self._lost = lost
         self._references = references
         self._parser = FrameParser(segments.fresh_memory)
+        self._has_ended = False  # the stream: by its end, or because it cannot be understood
         self._descriptors: deque[int] = deque()  # received, not yet claimed by their frame
         self._send_lock = threading.Lock()  # protects _outbox, _unsent and the order of bytes
         self._globals_lock = threading.RLock()  # from choosing globals to sending them, so that none is overtaken
@@ -202,14 +205,18 @@ class Peer:
                 pieces = self._send_small(pieces[0])
                 if not pieces:
                     return True
-            views = deque(view for view in (memoryview(piece).cast("B") for piece in pieces) if view.nbytes)
-            self._outbox.append((views, descriptors))
-            self._unsent += sum(view.nbytes for view in views)
-            if len(self._outbox) == 1:
-                self._flush()
-                if self._outbox:
-                    self._reader.watch_writable(self, True)
+            with DeferredInterrupt():  # between the kernel's taking bytes and our noting it, Ctrl-C would garble the stream
+                self._enqueue(pieces, descriptors)
             return True
+
+    def _enqueue(self, pieces: Sequence[Buffer], descriptors: list[int]) -> None:
+        views = deque(view for view in (memoryview(piece).cast("B") for piece in pieces) if view.nbytes)
+        self._outbox.append((views, descriptors))
+        self._unsent += sum(view.nbytes for view in views)
+        if len(self._outbox) == 1:
+            self._flush()
+            if self._outbox:
+                self._reader.watch_writable(self, True)
 
     def _send_small(self, piece: Buffer) -> Sequence[Buffer]:
         """The common case, one piece and nothing before it; returns what is left of it."""
@@ -218,7 +225,7 @@ class Peer:
         except BlockingIOError:
             return [piece]
         except OSError:
-            # The other side is gone. The reader will find the end of the stream, after what it sent before.
+            self._end_sending()
             return []
         return [] if sent == len(piece) else [memoryview(piece)[sent:]]
 
@@ -233,6 +240,7 @@ class Peer:
                 return
             except OSError:
                 self._drop_outbox()
+                self._end_sending()
                 return
             self._unsent -= sent
             if descriptors:
@@ -250,6 +258,14 @@ class Peer:
         if not descriptors:
             return self._stream.sendmsg(pieces)
         return self._stream.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))])
+
+    def _end_sending(self) -> None:
+        """What we sent is lost: the other side is gone, or the kernel refuses. The reader will find the end of the stream.
+
+        After what came before it, which counts. A side that lives on must not wait for the rest of a message.
+        """
+        with suppress(OSError):  # it is at its end already
+            self._stream.shutdown(socket.SHUT_WR)
 
     def _drop_outbox(self) -> None:
         for _, descriptors in self._outbox:
@@ -291,15 +307,30 @@ class Peer:
 
     @property
     def has_input(self) -> bool:
-        """True while bytes (or the end of the stream) wait in the socket."""
+        """True while bytes wait in the socket that may still be messages."""
         try:
-            return bool(self._stream.recv(1, socket.MSG_PEEK))
+            return not self._has_ended and bool(self._stream.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 
     def on_readable(self) -> None:
         """Take what has arrived and hand the complete messages on. Runs on the reading thread."""
+        try:
+            self._read()
+        except BaseException:  # a fault of ours, reported by the reader: whoever waits for this stream must not hang
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """Nothing more is read; said once."""
+        if self.is_open and not self._has_ended:
+            self._has_ended = True
+            self._lost(self)
+
+    def _read(self) -> None:
         for _ in range(READS_PER_TURN):
+            if self._has_ended:
+                return
             try:
                 place = self._parser.destination()
                 received = self._receive_into(place)
@@ -309,8 +340,7 @@ class Peer:
             except (OSError, RemoteProtocolError):
                 frames = None
             if frames is None:
-                if self.is_open:
-                    self._lost(self)
+                self._end()
                 return
             for frame in frames:
                 if frame.descriptors or frame.flags & _TO_PREPARE:
