@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from distpool import segments
 from distpool.errors import RemoteProtocolError
 from distpool.claims import split_table, table_of, with_table
+from distpool.interrupts import DeferredInterrupt
 from distpool.messages import FLAG_GLOBALS, FLAG_REFS
 from distpool.pickling import Parcel, SentGlobals, peel, wrap
-from distpool.interrupts import DeferredInterrupt
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Buffer, Frame, FrameParser, encode
 
@@ -205,7 +205,8 @@ class Peer:
                 pieces = self._send_small(pieces[0])
                 if not pieces:
                     return True
-            with DeferredInterrupt():  # between the kernel's taking bytes and our noting it, Ctrl-C would garble the stream
+            # Ctrl-C between the kernel's taking bytes and our noting it would garble the stream.
+            with DeferredInterrupt():
                 self._enqueue(pieces, descriptors)
             return True
 
@@ -260,9 +261,10 @@ class Peer:
         return self._stream.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))])
 
     def _end_sending(self) -> None:
-        """What we sent is lost: the other side is gone, or the kernel refuses. The reader will find the end of the stream.
+        """What we sent is lost: the other side is gone, or the kernel refuses.
 
-        After what came before it, which counts. A side that lives on must not wait for the rest of a message.
+        The reader will find the end of the stream after what came before it, which counts. A side that lives on must not
+        wait for the rest of a message.
         """
         with suppress(OSError):  # it is at its end already
             self._stream.shutdown(socket.SHUT_WR)
