@@ -179,6 +179,7 @@ class Dispatch:
             jobs = list(self._jobs)
         for job in jobs:
             self._member.threads.run(lambda job=job: self._fail_waiting(job))  # type: ignore[misc]
+        self._wake_drainers()
 
     @property
     def broken(self) -> BaseException | None:
@@ -211,9 +212,14 @@ class Dispatch:
             try:
                 if not self._member.reader.wait(waiter, deadline):
                     return None
+            except BaseException:
+                if waiter.done:  # the worker that it was called for is another's now
+                    self._wake_taker()
+                raise
             finally:
                 with self._lock:
-                    self._takers.remove(waiter)
+                    if waiter in self._takers:
+                        self._takers.remove(waiter)
 
     def put(self, pid: int) -> None:
         """Give a held worker back; any other pid is ignored."""
@@ -231,10 +237,20 @@ class Dispatch:
 
     def _capacity_came(self) -> None:
         self._feed()
+        self._wake_taker()
+        self._wake_drainers()
+
+    def _wake_taker(self) -> None:
+        """Call the next thread in ``take``. It leaves the queue here, so that two free workers never call the same one."""
         with self._lock:
-            woken = list(self._takers)[:1] + self._drainers
-            self._drainers.clear()
-        for waiter in woken:
+            taker = self._takers.popleft() if self._takers else None
+        if taker is not None:
+            taker.complete()
+
+    def _wake_drainers(self) -> None:
+        with self._lock:
+            drainers, self._drainers = self._drainers, []
+        for waiter in drainers:
             waiter.complete()
 
     def drain(self) -> None:
@@ -398,13 +414,14 @@ class Dispatch:
             shipment.done += count
             shipment.heard = monotonic()
             if frame.flags & m.FLAG_LAST:
+                rest = run.items[shipment.done : shipment.count]
+                shipment.count = shipment.done  # nothing is left to take back, should a worker's answer come late
+                if rest and not shipment.is_dropped:  # in the job again before it is out of here: drain looks at both
+                    job.returned.appendleft(Run(run.first + shipment.done, rest, run.attempt))
                 self._unbook(shipment)
         if count and not shipment.is_dropped:
             self._settle(shipment, start, self._opened(shipment, frame, count))
         if frame.flags & m.FLAG_LAST:
-            if shipment.done < shipment.count and not shipment.is_dropped:
-                rest = run.items[shipment.done : shipment.count]
-                job.returned.appendleft(Run(run.first + shipment.done, rest, run.attempt))
             self._end_if_passed(job)
             self._capacity_came()
 
