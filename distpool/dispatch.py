@@ -449,6 +449,8 @@ class Dispatch:
         if not (results and isinstance(results[0], Outcome)):
             job.settle(run, run.first + start, results)
             return
+        if job.retries is not None:
+            self._put_last(shipment.slot)
         doubtful: list[tuple[int, Outcome]] = []
         for index, outcome in enumerate(results, start):
             if outcome.ok and job.retries is not None and isinstance(outcome, Unopened):
@@ -461,6 +463,12 @@ class Dispatch:
                 self._failed(job, run, index, outcome)
         if doubtful:
             self._member.threads.run(lambda: self._open_and_judge(job, run, doubtful))
+
+    def _put_last(self, slot: Slot) -> None:
+        """Let the other workers have their turn first: where a task has failed is not where it is tried again."""
+        with self._lock:
+            if self._slots.get(slot.pid) is slot:
+                self._slots[slot.pid] = self._slots.pop(slot.pid)
 
     # -- failures ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from distpool.errors import RemoteException
 from distpool.jobs import Retries
 from distpool.member import default_member
 from distpool.membership import workers
-from distpool.pools import AbstractWorkerPool, CachingPool, WorkerPool
+from distpool.pools import AbstractWorkerPool, CachingPool, WorkerPool, map_options
 
 
 def pmap(
@@ -36,6 +36,8 @@ def pmap(
     [1, 2, 3]
     """
     pool, iterables = _split(args)
+    retry_delays = list(retry_delays)
+    map_options(batch_size, timeout, on_error, retry_delays, retry_check)  # wrong ones raise, wherever it runs
     options: dict[str, Any] = {
         "on_error": on_error,
         "retry_delays": retry_delays,

@@ -263,12 +263,12 @@ class WorkerPool(AbstractWorkerPool):
         or ProcessExitedException when the worker died in it; the input's own error as it is; TypeError for what cannot
         be pickled.
         """
-        options = _options(batch_size, timeout, on_error, retry_delays, retry_check)
+        options = map_options(batch_size, timeout, on_error, retry_delays, retry_check)
         return self._run(MapJob(f, _checked_input(iterables), **self._function(f), **options))
 
     def starmap(self, f: Callable[..., T], iterable: Iterable[Iterable[Any]], /, **options: Any) -> list[T]:
         """Return ``[f(*args) for args in iterable]``; options as for ``map``."""
-        return self._run(MapJob(f, (iterable,), star=True, **self._function(f), **_options(**options)))
+        return self._run(MapJob(f, (iterable,), star=True, **self._function(f), **map_options(**options)))
 
     def _run(self, job: MapJob) -> list[Any]:
         self._check_open()
@@ -314,7 +314,7 @@ class WorkerPool(AbstractWorkerPool):
             workers=len(self._dispatch.workers()),
             schedule=self._dispatch.schedule,
             **self._function(f),
-            **_options(**options),
+            **map_options(**options),
         )
         return self._dispatch.stream(job)
 
@@ -653,13 +653,14 @@ def _checked_input(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any],
     return iterables
 
 
-def _options(
+def map_options(
     batch_size: int | str = "auto",
     timeout: float | None = None,
     on_error: Callable[[BaseException], Any] | None = None,
     retry_delays: Iterable[float] = (),
     retry_check: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
+    """Check the options of a map and its relatives; return them as a job wants them."""
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size={batch_size!r}: a number of tasks from 1 on, or 'auto'")
     if timeout is not None and timeout <= 0:
