@@ -130,4 +130,121 @@ def notes(path: str) -> list[str]:
         return []
 
 
-__all__ = ["DEEDS", "Deed", "Locked", "Poison", "block_for_ever", "note", "notes", "perform", "perform_two", "signal", "touch"]
+class Deadly:
+    """Pickles well, and ends the process that opens it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return die, (self.name,)
+
+
+def stop_self() -> None:
+    """Stands still until somebody kills or continues it."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+DEATHS = {
+    "SIGKILL": kill_self,
+    "segfault": segfault,
+    "os._exit": vanish,
+    "SIGSTOP": stop_self,
+}
+
+
+def die(name: str) -> None:
+    """Ends (or stops) this process."""
+    DEATHS[name]()
+
+
+def note_and_die_once(path: str, name: str, item: int, victims: frozenset[int]) -> int:
+    """Squares; a victim ends its worker the first time."""
+    is_first = str(item) not in notes(path)
+    note(path, item)
+    if item in victims and is_first:
+        die(name)
+    return item * item
+
+
+def note_and_die(path: str, name: str, item: int, victim: int) -> int:
+    """Squares; the victim ends its worker each time."""
+    note(path, item)
+    if item == victim:
+        die(name)
+    return item * item
+
+
+def die_when_told(started: str, go: str, name: str) -> int:
+    """Returns at once, and ends this process, idle by then, when the named pipe `go` is opened for writing."""
+
+    def wait() -> None:
+        with open(go) as gate:
+            gate.read()
+        die(name)
+
+    threading.Thread(target=wait, daemon=True).start()
+    touch(started)
+    return os.getpid()
+
+
+def die_while_sending(path: str, name: str, size: int) -> bytes:
+    """Returns much, and ends this process when a part of that has left and the rest waits for the driver to read."""
+    from distpool.member import default_member
+
+    peer = default_member().cluster.peer(1)
+
+    def wait() -> None:
+        while not peer.has_unsent:
+            continue
+        die(name)
+
+    note(path, os.getpid())
+    threading.Thread(target=wait, daemon=True).start()
+    return bytes(size)
+
+
+def say_and_block(path: str, item: int) -> int:
+    """Tells its process id and never ends."""
+    note(path, os.getpid())
+    block_for_ever()
+    return item
+
+
+def limit_memory(more: int) -> int:
+    """Lets this process have so many more bytes of address space and no more."""
+    import resource
+
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
+    return os.getpid()
+
+
+def limit_memory_and_take(more: int, size: int) -> int:
+    """Wants more than it may have."""
+    limit_memory(more)
+    return len(bytearray(size))
+
+
+def limit_memory_and_return(more: int, size: int) -> list[bytearray]:
+    """Has the result but no room to pack it."""
+    limit_memory(more + size)
+    return [bytearray(1000) for _ in range(size // 1000)]
+
+
+def initialize_once(path: str, name: str) -> None:
+    """An initializer that works in the first two workers and ends each later one."""
+    note(path, os.getpid())
+    if len(notes(path)) > 2:
+        die(name)
+
+
+def fail_after_two(path: str) -> None:
+    """An initializer that works in the first two workers only."""
+    note(path, os.getpid())
+    if len(notes(path)) > 2:
+        raise ValueError("the initializer failed")
+
+
+__all__ = ["DEEDS", "Deadly", "Deed", "Locked", "Poison", "block_for_ever", "note", "notes", "perform", "perform_two", "signal", "touch"]
