@@ -241,7 +241,7 @@ class Dispatch:
         self._wake_drainers()
 
     def _wake_taker(self) -> None:
-        """Call the next thread in ``take``. It leaves the queue here, so that two free workers never call the same one."""
+        """Call the next thread in ``take``; it leaves the queue here, so that two free workers never call the same."""
         with self._lock:
             taker = self._takers.popleft() if self._takers else None
         if taker is not None:
@@ -518,6 +518,7 @@ class Dispatch:
 
     def lost(self, shipment: Shipment, error: BaseException) -> None:
         """A worker is gone: the task it was in fails, what had not started (or not been sent back) goes to others."""
+        begun = self._begun(shipment)  # before it is off the list of what its worker has
         with self._lock:
             self._unbook(shipment)
             if self._slots.pop(shipment.slot.pid, None) is not None:
@@ -525,7 +526,6 @@ class Dispatch:
         job, run, done = shipment.job, shipment.run, shipment.done
         if shipment.is_dropped:
             return
-        begun = self._begun(shipment)
         culprit = begun - 1 if begun > done else None
         rest = [index for index in range(done, shipment.count) if index != culprit]
         for index in reversed(rest):

@@ -263,8 +263,8 @@ class Peer:
     def _end_sending(self) -> None:
         """What we sent is lost: the other side is gone, or the kernel refuses.
 
-        The reader will find the end of the stream after what came before it, which counts. A side that lives on must not
-        wait for the rest of a message.
+        The reader will find the end of the stream after what came before it, which counts. A side that lives on must
+        not wait for the rest of a message.
         """
         with suppress(OSError):  # it is at its end already
             self._stream.shutdown(socket.SHUT_WR)
