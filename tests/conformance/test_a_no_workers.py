@@ -1,7 +1,8 @@
 """Section A: a driver without workers plays worker itself.
 
 Needs no worker process; `fresh process` is a script where earlier tests could matter. Left out, for names that come
-with a later issue: C003b (`distributed`), C004 (`spawn`), C006 (`everywhere`), C007 (`cluster_cookie`), C009a (`interrupt`).
+with a later issue: C003b (`distributed`), C004 (`spawn`), C006 (`everywhere`), C007 (`cluster_cookie`), C009a
+(`interrupt`).
 """
 
 from __future__ import annotations

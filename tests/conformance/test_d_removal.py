@@ -88,14 +88,15 @@ def test_every_call_to_a_removed_worker_says_so(workers: StartWorkers) -> None:
     """C036: whatever is asked of a worker that was removed, the error is ProcessExitedException with its pid."""
     (pid,) = workers(1)
     rmprocs(pid)
-    for ask in (
+    asks: list[Callable[[], object]] = [
         lambda: remotecall_fetch(myid, pid),
         lambda: remotecall(myid, pid),
         lambda: distpool.remotecall_wait(myid, pid),
         lambda: remote_do(myid, pid),
         lambda: RemoteChannel(pid=pid).put(1),
         lambda: distpool.Future(pid).fetch(),
-    ):
+    ]
+    for ask in asks:
         with pytest.raises(ProcessExitedException) as caught:
             ask()
         assert caught.value.worker_id == pid
