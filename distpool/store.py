@@ -183,9 +183,13 @@ class Store:
         return entry
 
     def is_prompt(self, rrid: RRID) -> bool:
-        """True when requests about this id run no code of the user's: it has a channel of ours, or none yet."""
+        """True when requests about this id may be begun by the reading thread: it has a channel of ours, or none yet.
+
+        Not an unbuffered one: its putter goes on when the item is pickled for the taker (J#29932), which that thread
+        leaves to another.
+        """
         entry = self._entries.get(rrid)
-        return entry is None or type(entry.channel) is Channel
+        return entry is None or (type(entry.channel) is Channel and entry.channel.size > 0)
 
     # -- who holds what
 
