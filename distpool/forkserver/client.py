@@ -67,6 +67,7 @@ class ForkServer:
         page_fd: descriptor of a :class:`~distpool.segments.SharedPage`, which workers then find as ``setup["page"]``.
             Stays the caller's.
         warm: names of modules it imports when it has been idle after the first fork, so that later workers share them.
+        env: variables to set there before anything is preloaded; its workers inherit them.
         executable: the Python to run (default: ``sys.executable``).
 
     Raises:
@@ -79,6 +80,7 @@ class ForkServer:
         page_fd: int | None = None,
         *,
         warm: Sequence[str] = (),
+        env: dict[str, str] | None = None,
         executable: str | None = None,
     ) -> None:
         if not self.available():
@@ -95,7 +97,7 @@ class ForkServer:
         self.socket, self.os_pid = start_interpreter(executable or sys.executable)
         _close_in_forked_copies(self)
         self._send(boot_message())
-        hello = {"preload": list(preload), "warm": list(warm), "driver": self._owner}
+        hello = {"preload": list(preload), "warm": list(warm), "env": env or {}, "driver": self._owner}
         self._send_request(HELLO, 0, pickle.dumps(hello), () if page_fd is None else (page_fd,))
 
     @staticmethod

@@ -177,6 +177,7 @@ class Server:
             self.page = SharedPage.open(fds[0])
         with contextlib.suppress(Exception):  # the worker that needs it will say what is wrong
             load_entry(DEFAULT_ENTRY)
+        os.environ.update(hello["env"])
         for name in hello["preload"]:
             self._import(name, must=True)
         self.warm.extend(hello["warm"])

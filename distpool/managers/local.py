@@ -116,11 +116,11 @@ class ForkedProcess:
 class Forks:
     """One fork server and the processes it forked. A handler of the reader."""
 
-    def __init__(self, reader: Reader, preload: Sequence[str]) -> None:
+    def __init__(self, reader: Reader, preload: Sequence[str], env: dict[str, str]) -> None:
         self.page = SharedPage.create(PAGE_SLOTS)
-        self.server = ForkServer(preload, self.page.fd, warm=("cloudpickle", "tblib.pickling_support"))
+        self.server = ForkServer(preload, self.page.fd, warm=("cloudpickle", "tblib.pickling_support"), env=env)
         self.preload_error: str | None = None
-        self.inherited = set(os.environ)  # what the fork server, and so each worker, has unless told otherwise
+        self.inherited = {*os.environ, *env}  # what the fork server, and so each worker, has unless told otherwise
         self.is_gone = False
         self._reader = reader
         self._processes: dict[int, ForkedProcess] = {}
@@ -209,20 +209,24 @@ class Forks:
 
 
 class _Servers:
-    """The fork servers of this process, one per list of preloaded modules."""
+    """The fork servers of this process, one per list of preloaded modules and number of threads these may use."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects _forks
-        self._forks: dict[tuple[str, ...], Forks] = {}
+        self._forks: dict[tuple[tuple[str, ...], bool], Forks] = {}
         self._os_pid = os.getpid()
 
-    def get(self, reader: Reader, preload: tuple[str, ...]) -> Forks:
+    def get(self, reader: Reader, preload: tuple[str, ...], is_threaded: bool) -> Forks:
+        # Libraries decide on their threads when they are loaded: for preloaded ones that is in the fork server.
+        unset = [name for name in THREAD_VARIABLES if name not in os.environ]
+        env = dict.fromkeys(unset, "1") if preload and not is_threaded else {}
+        key = preload, bool(env)
         with self._lock:
             if self._os_pid != os.getpid():  # a forked copy of the process must not use its parent's
                 self._forks, self._os_pid = {}, os.getpid()
-            forks = self._forks.get(preload)
+            forks = self._forks.get(key)
             if forks is None or forks.is_gone:
-                forks = self._forks[preload] = Forks(reader, preload)
+                forks = self._forks[key] = Forks(reader, preload, env)
             return forks
 
     def close(self) -> None:
@@ -274,7 +278,7 @@ class LocalManager(ClusterManager):
         if self._wants_interpreters(params):
             self._launch_interpreters(params, launched, self._reader)
             return
-        forks = _servers.get(self._reader, self._preload)
+        forks = _servers.get(self._reader, self._preload, bool(params.get("enable_threaded_blas")))
         setup = {
             "cwd": params["dir"],
             "env": {**dict.fromkeys(forks.inherited), **worker_environment(params)},

@@ -224,6 +224,29 @@ def test_libraries_of_a_worker_may_be_left_alone(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.case("C020")
+def test_preloaded_libraries_use_one_thread(run_script: RunScript) -> None:
+    """C020: a library that the workers share by preload= is limited too, unless it is to be left alone."""
+    text = """
+        import os
+        for name in [name for name in os.environ if name.endswith("_NUM_THREADS")]:
+            del os.environ[name]
+        from distpool import addprocs, remotecall_fetch
+
+        def threads():
+            import numpy
+            numpy.ones((600, 600)) @ numpy.ones((600, 600))
+            return len(os.listdir("/proc/self/task")), os.environ.get("OMP_NUM_THREADS")
+
+        plain, preloaded, free = *addprocs(1), *addprocs(1, preload=["numpy"]), *addprocs(
+            1, preload=["numpy"], enable_threaded_blas=True)
+        remotecall_fetch(threads, plain)
+        print(remotecall_fetch(threads, preloaded) == remotecall_fetch(threads, plain))
+        print(remotecall_fetch(threads, preloaded)[1], remotecall_fetch(threads, free)[1])
+    """
+    assert run_script(text) == (0, "True\n1 None\n", "")
+
+
+@pytest.mark.case("C020")
 def test_the_limit_of_the_user_stays(monkeypatch: pytest.MonkeyPatch, workers: StartWorkers) -> None:
     """C020: a limit that the user has set already is passed on as it is."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
