@@ -242,6 +242,12 @@ class _Launched:
         self.joining.append(_Joining(self._member, self._manager, config, self._welcome))
 
 
+    def abandon(self) -> None:
+        """An interrupt ends ``addprocs``: what has not joined would be nobody's."""
+        for joining in self.joining:
+            joining.abandon()
+
+
 class _Joining:
     """One worker on its way in: connected (at once, or on a call thread), then asked to join."""
 
@@ -320,6 +326,13 @@ class _Joining:
         self._manager.manage(self.pid, self._config, "register")
         return None
 
+    def abandon(self) -> None:
+        """Kill it if it has not joined, without waiting for its end."""
+        if not self._member.cluster.is_member(self.pid):
+            with self._lock:
+                self._is_given_up = True
+            self._manager.kill(self.pid, self._config)
+
     def _give_up(self, error: Exception) -> Exception:
         """Leave nothing of it: neither the process, if we have it, nor the connection."""
         with self._lock:
@@ -350,8 +363,15 @@ def add_workers(
             manager.launch(params, launched)
         except Exception as error:  # the manager's own: raised below, after those that did start have joined
             failure = error
+        except BaseException:
+            launched.abandon()
+            raise
         deadline = Deadline(limit)
-        outcomes = [joining.finish(deadline) for joining in launched.joining]
+        try:
+            outcomes = [joining.finish(deadline) for joining in launched.joining]
+        except BaseException:
+            launched.abandon()
+            raise
         errors = [outcome for outcome in outcomes if outcome is not None]
         pids = sorted(joining.pid for joining in launched.joining if member.cluster.is_member(joining.pid))
         tell_members(member)

@@ -1,4 +1,4 @@
-"""Workers as fresh interpreters on loopback, and the rooms of theirs: tcp, listening, managers.startup, .interpreter."""
+"""Workers as fresh interpreters on loopback, and their rooms: tcp, listening, managers.startup and .interpreter."""
 
 from __future__ import annotations
 
@@ -232,6 +232,50 @@ def test_a_driver_that_ends_takes_them_along(run_script: RunScript) -> None:
     assert done.returncode == 0
     assert done.stdout.count("last words") == 2
     assert done.stderr == ""
+
+
+def test_an_interrupt_ends_what_has_not_joined(start_script: StartScript) -> None:
+    """Ctrl-C during addprocs: the program goes on, and the processes it had begun to wait for are gone."""
+    script = start_script(
+        """
+        import distpool, subprocess, sys
+        class Silent(distpool.ClusterManager):
+            def launch(self, params, launched):
+                command = [sys.executable, "-c", "import time; time.sleep(1000)"]
+                self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+                launched.append(distpool.WorkerConfig(io=self.process.stdout, process=self.process))
+                print("launched", flush=True)
+        manager = Silent()
+        try:
+            distpool.addprocs(manager)
+        except KeyboardInterrupt:
+            print("interrupted", manager.process.wait(), distpool.addprocs(1), flush=True)
+        """
+    )
+    script.wait_for("launched")
+    script.send(signal.SIGINT)
+    assert script.wait() == (0, "launched\ninterrupted -9 [3]\n", "")
+
+
+def test_without_fork_everything_works(run_script: RunScript) -> None:
+    """A platform that cannot fork gets interpreters by itself: for addprocs, and for pools, which replace their dead."""
+    done = run_script(
+        """
+        import os, signal
+        del os.fork
+        import distpool
+        pids = distpool.addprocs(2)
+        print(pids, distpool.pmap(lambda x: x + 1, range(5)))
+        with distpool.WorkerPool(processes=2) as pool:
+            first = pool.map(abs, range(-100, 0))
+            try:
+                pool.map(os.kill, [pool.map(lambda _: os.getpid(), [0])[0]], [9])
+            except distpool.ProcessExitedException as error:
+                print("killed by", error.signal)
+            print(sum(first), sum(pool.map(abs, range(100))))
+        """
+    )
+    assert done == (0, "[2, 3] [1, 2, 3, 4, 5]\nkilled by 9\n5050 4950\n", "")
 
 
 def test_listening_workers_end_with_their_driver(start_script: StartScript) -> None:

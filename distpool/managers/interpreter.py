@@ -10,6 +10,10 @@ live::
     group stdout  <----- address line, output    ------- also its standard error
     TCP     <===== handshake, frames       ======> 127.0.0.1
 
+The lifeline is Linux's; elsewhere the end of the TCP connection ends a worker, but one that holds the interpreter in C
+code then lives on until it comes back to Python. So does a worker on another machine, whose driver is only a connection
+to it.
+
 The reading thread learns of an exit through a pidfd; where there is none, a thread waits. Owns: the process handles.
 """
 
