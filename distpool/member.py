@@ -89,18 +89,27 @@ class Member:
 
     def connect(self, pid: int, stream: Any, config: WorkerConfig | None = None) -> Peer:
         """Make the connection to ``pid`` over a connected socket; it becomes a member by ``cluster.add``."""
-        peer = Peer(pid, stream, self.reader, self.receive, self._stream_ended, self)
         if config is not None:
-            self.configs[pid] = config
-            if config.process is not None:
-                config.process.watch(lambda code, signum: self._process_ended(peer, code, signum))
+            self.configs[pid] = config  # before anything can be read, for the stream may end at once
+        peer = Peer(pid, stream, self.reader, self.receive, self._stream_ended, self)
+        if config is not None and config.process is not None:
+            config.process.watch(lambda code, signum: self._exit_reported(peer, code, signum))
         return peer
+
+    def _exit_reported(self, peer: Peer, exit_code: int | None, signum: int | None) -> None:
+        """The process is gone. Told on any thread; what is left in its socket is for the reading one."""
+        if self.reader.is_leading:
+            self._process_ended(peer, exit_code, signum)
+        else:
+            self.reader.call_later(0, lambda: self._process_ended(peer, exit_code, signum))
 
     def receive(self, peer: Peer, frame: Frame) -> None:
         """Act on one message. Runs on the reading thread; never blocks and opens nothing."""
         action = self.actions.get(frame.kind)
         if action is not None:  # an unknown kind comes from a newer peer: ignore it, the rest still works
             action(peer, frame)
+        elif frame.descriptor >= 0:
+            os.close(frame.descriptor)
 
     def _answer(self, peer: Peer, frame: Frame) -> None:
         pending = peer.pending.pop(frame.request, None)
@@ -277,6 +286,8 @@ class Member:
         """Open a RESULT: return its value, or raise the exception it carries as a RemoteException."""
         if not frame.flags & m.FLAG_ERROR:
             return self.open(frame)
+        if frame.error is not None:
+            raise frame.error
         captured = load_exception(frame.body, frame.buffers)
         raise remote_exception(peer.pid, captured) from captured.ex
 
