@@ -181,9 +181,14 @@ class Cluster:
             self._terminating.pop(peer.pid, None)
             listeners = list(self._on_departed)
         peer.close()
-        peer.fail_pending(lambda: departure.error(peer.pid))
+        faults = peer.fail_pending(lambda: departure.error(peer.pid))
         for tell in listeners:
-            tell(peer.pid, departure.error(peer.pid))
+            try:
+                tell(peer.pid, departure.error(peer.pid))
+            except Exception as fault:  # a fault of ours: the others must be told all the same
+                faults.append(fault)
+        if faults:
+            raise faults[0]
         return True
 
     def departure(self, pid: int) -> Departure | None:

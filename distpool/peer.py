@@ -398,14 +398,22 @@ class Peer:
         while self._thirsty:
             self._thirsty.popleft().complete()
 
-    def fail_pending(self, error: Callable[[], BaseException]) -> None:
-        """Tell everyone who waits for an answer that none will come; each gets an exception object of its own."""
+    def fail_pending(self, error: Callable[[], BaseException]) -> list[Exception]:
+        """Tell everyone who waits for an answer that none will come; each gets an exception object of its own.
+
+        Returns what those raised who could not be told: a fault of ours, which must not keep the others waiting.
+        """
+        faults: list[Exception] = []
         while self.pending:
             try:
                 _, pending = self.pending.popitem()
             except KeyError:
                 break
-            pending.lost(error())
+            try:
+                pending.lost(error())
+            except Exception as fault:
+                faults.append(fault)
+        return faults
 
 
 def _close_all(descriptors: Sequence[int] | deque[int]) -> None:
