@@ -74,6 +74,7 @@ class Envelope:
         "flush_lock",
         "frame",
         "items",
+        "lock",
         "peer",
         "results",
         "sent",
@@ -87,6 +88,7 @@ class Envelope:
         self.peer = peer
         self.frame = frame
         self.count = frame.whence  # how many tasks it holds; less after a part was taken back
+        self.lock = threading.Lock()  # opening and taking back exclude each other: both change count and items
         self.unopened = True
         self.items: deque[Any] = deque()
         self.results: list[Any] = []  # finished, not sent
@@ -102,24 +104,24 @@ class Envelope:
             raise self.frame.error
         opened = unbundle if self.frame.flags & m.FLAG_APART else load
         how, items = opened(self.frame.body, self.frame.buffers)
-        del items[self.count :]  # taken back while it waited
-        self.items.extend(items)
-        self.unopened = False
-        while len(self.items) > self.count:  # taken back just now
-            self.items.pop()
+        with self.lock:
+            del items[self.count :]  # taken back while it waited
+            self.items.extend(items)
+            self.unopened = False
         return int(how)
 
     def take_back(self, keep: int) -> int:
         """Give up tasks that have not started, all but ``keep`` of them; return how many the envelope now holds."""
-        if self.unopened:
-            self.count = min(self.count, keep)
-        while not self.unopened and len(self.items) > keep:
-            try:
-                self.items.pop()
-            except IndexError:  # the runner was quicker
-                break
-            self.count -= 1
-        return self.count
+        with self.lock:
+            if self.unopened:
+                self.count = min(self.count, keep)
+            while not self.unopened and len(self.items) > keep:
+                try:
+                    self.items.pop()
+                except IndexError:  # the runner was quicker
+                    break
+                self.count -= 1
+            return self.count
 
 
 class Tasks:
@@ -263,9 +265,10 @@ class Tasks:
                 return
             except KeyboardInterrupt as error:
                 # It came between two lines of the loop instead of inside the task; the task that had begun is meant.
-                if envelope.started > envelope.sent + len(envelope.results):
-                    envelope.failed = True
-                    envelope.results.append(_Raised(error))
+                with envelope.flush_lock:  # else results that are just leaving count neither as here nor as sent
+                    if envelope.started > envelope.sent + len(envelope.results):
+                        envelope.failed = True
+                        envelope.results.append(_Raised(error))
 
     def _loop(self, envelope: Envelope, f: Any, how: int) -> None:
         """Everything a task costs beside itself is here."""
