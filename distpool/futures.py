@@ -171,12 +171,9 @@ class TaskFuture(Future[T], Generic[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the task and return what it raised, None when it returned."""
+        self._until_done(timeout)
         try:
-            self.result(timeout)
-        except TimeoutError as error:
-            if not self.done():
-                raise
-            return error
+            self.result()
         except BaseException as error:  # it is data here
             if self._state == _CANCELLED or isinstance(error, KeyboardInterrupt):
                 raise
@@ -198,8 +195,13 @@ class TaskFuture(Future[T], Generic[T]):
                     self._waiters = [*(self._waiters or ()), waiter]
                 else:
                     waiter.done = True
-            if not self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout)):
-                raise TimeoutError(f"{self!r} is not done after {timeout} seconds")
+            try:
+                if not self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout)):
+                    raise TimeoutError(f"{self!r} is not done after {timeout} seconds")
+            finally:
+                if not waiter.done:
+                    with _lock:
+                        self._waiters = [other for other in self._waiters or () if other is not waiter] or None
 
     def put(self, value: T) -> Future[T]:
         """Not for these: the value comes from the task. Raises RuntimeError."""
