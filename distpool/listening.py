@@ -14,6 +14,7 @@ never waits for a stranger. Owns: the listener, the connections that are not pro
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -33,6 +34,8 @@ from distpool.worker import Worker, fresh_main
 STRANGER_SECONDS: Final = 5.0
 # How many connections may be unproved at a time; more are closed at once, so that strangers cannot use up descriptors.
 MAX_STRANGERS: Final = 16
+# How long the door stays shut when this process has no descriptor left. Arbitrary.
+FULL_SECONDS: Final = 1.0
 # A cookie has at most 255 characters; who sends more has mistaken us for something else.
 MAX_COOKIE_BYTES: Final = 256
 
@@ -135,7 +138,11 @@ class Door:
         """Somebody has come."""
         try:
             stream, address = self._listener.accept()
-        except OSError:  # gone already, or no descriptor left for him
+        except OSError as error:  # gone already, or no descriptor left for him
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                # He stays in the queue, so the listener would be readable again at once and for ever.
+                self.reader.unregister(self)
+                self.reader.call_later(FULL_SECONDS, lambda: self.reader.register(self))
             return
         if len(self.strangers) >= MAX_STRANGERS:
             stream.close()

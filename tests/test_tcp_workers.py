@@ -22,7 +22,7 @@ from distpool.managers.interpreter import own_path_entries
 from distpool.managers.startup import MAX_LINES, WorkerOutput
 from distpool.transport import Deadline
 from support import jobs
-from support.listeners import GOOD, Commands, listening
+from support.listeners import GOOD, Addresses, Commands, listening
 
 if TYPE_CHECKING:
     from conftest import RunScript, StartScript, StartWorkers
@@ -118,6 +118,18 @@ def test_the_connection_does_not_wait_to_send(workers: StartWorkers) -> None:
         with stream:
             assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_the_first_driver_is_the_only_one(no_cluster: None) -> None:
+    """Whoever proves himself later is turned away, and the worker goes on with its own driver."""
+    with listening() as listener:
+        (pid,) = distpool.addprocs(Addresses(listener))
+        with pytest.raises(distpool.CompositeException) as caught:
+            distpool.addprocs(Addresses(listener))
+        assert "ended before it had joined" in str(caught.value.exceptions[0])
+        assert distpool.remotecall_fetch(distpool.myid, pid) == pid
+        distpool.rmprocs(pid)
+        assert "a second driver" in listener.rest()
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
@@ -258,7 +270,7 @@ def test_an_interrupt_ends_what_has_not_joined(start_script: StartScript) -> Non
 
 
 def test_without_fork_everything_works(run_script: RunScript) -> None:
-    """A platform that cannot fork gets interpreters by itself: for addprocs, and for pools, which replace their dead."""
+    """A platform that cannot fork gets interpreters by itself, in addprocs and in pools, which replace their dead."""
     done = run_script(
         """
         import os, signal
