@@ -60,17 +60,23 @@ def remotecall(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwargs: An
 class Completion(Waiter):
     """Done when a call has ended at its target, well or not; ``then`` is called at that moment and must not block."""
 
-    __slots__ = ("_then", "has_failed")
+    __slots__ = ("_kept", "_then", "has_failed")
 
     def __init__(self, then: Callable[[], object] | None = None) -> None:
         super().__init__()
         self.has_failed = False
+        self._kept: object = None
         self._then = then
+
+    def keep(self, future: object) -> None:
+        """Let the call's Future live until then: its owner says nothing about one that nobody holds any more."""
+        self._kept = None if self.done else future
 
     def end(self, has_failed: bool) -> None:
         """Wake whoever waits."""
         self.has_failed = has_failed
         self.complete()
+        self._kept = None
         then, self._then = self._then, None
         if then is not None:
             then()

@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from distpool.errands import reduce_slice, run_slice
 from distpool.errors import CompositeException, RemoteException
@@ -21,6 +21,9 @@ from distpool.member import Member, default_member
 from distpool.serving import report_unraisable
 from distpool.spawning import Spawned, enlist, start
 from distpool.transport import Deadline
+
+# How long printing an error that nobody asked for may wait for it: the program may be about to end. Arbitrary.
+PRINT_SECONDS: Final = 1.0
 
 _NOT_GIVEN: Any = object()
 
@@ -143,7 +146,6 @@ class _Slices:
     def __init__(self, member: Member, count: int) -> None:
         self.started: list[Spawned] = []
         self.is_waited_for = False  # somebody was told how it ended
-        self.errors: list[Exception] = []  # when all have ended
         self._dropped: list[object] = []  # filled by a finaliser when the handle is gone
         self._farewell: object = None  # what fills it; must live as long
         self._member = member
@@ -157,17 +159,13 @@ class _Slices:
             if self._left:
                 return
         if any(each.completion.has_failed for each in self.started):
-            self._member.threads.run(self._all_ended)
+            with _unseen_lock:
+                _unseen.add(self)
+            self._member.threads.run(_print_dropped)
 
-    def _all_ended(self) -> None:
-        self.errors = self.failures()
-        with _unseen_lock:
-            _unseen.add(self)
-        _print_dropped()
-
-    def failures(self) -> list[Exception]:
+    def failures(self, timeout: float | None = None) -> list[Exception]:
         """Wait for all slices; return what the failed ones raised, in order."""
-        return [failure for each in self.started for failure in each.failures()]
+        return [failure for each in self.started for failure in each.failures(timeout)]
 
     def watch(self, handle: DistributedLoop) -> None:
         """Take note when the handle is gone. A finaliser, so no more is done at that moment."""
@@ -181,7 +179,7 @@ class _Slices:
     def print_errors(self) -> None:
         """Say what would be lost otherwise."""
         print("distpool: a distributed loop has failed, and nobody waited for it", file=sys.stderr)
-        for error in self.errors:
+        for error in self.failures(PRINT_SECONDS):
             pid = error.pid if isinstance(error, RemoteException) else self._member.pid
             report_unraisable(pid, error)
 

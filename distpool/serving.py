@@ -71,7 +71,7 @@ class Call:
             send_value(self.peer, frame.request, value)
         elif frame.kind != m.DO:
             serving.store.set_result(frame.rrid, True, value, creator=self.peer.pid)
-            if frame.request:
+            if frame.kind == m.CALL_WAIT:
                 self.peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
 
     def fail(self, error: BaseException) -> None:
@@ -88,8 +88,6 @@ class Call:
             serving.store.set_result(frame.rrid, False, failure, creator=self.peer.pid)
         if frame.kind != m.CALL:
             send_error(self.peer, frame.request, error)
-        elif frame.request:
-            self.peer.send(m.RESULT, m.FLAG_ERROR, frame.request)
 
 
 class Serving:
@@ -125,7 +123,17 @@ class Serving:
         if frame.kind == m.CALL:
             # The entry exists before anything that follows on this connection can ask for it.
             self.store.create(frame.rrid, client=peer.pid)
+            if frame.request:
+                self._tell_end(peer, frame)
         self._execute(Call(self, peer, frame))
+
+    def _tell_end(self, peer: Peer, frame: Frame) -> None:
+        """The caller wants to know when the call has ended: before anybody who fetches its result, who asks later."""
+
+        def tell(ok: bool, value: Any) -> bool:
+            return peer.send(m.RESULT, 0 if ok else m.FLAG_ERROR, frame.request)
+
+        self.store.request(frame.rrid, "wait", (), peer.pid, frame.request, tell)
 
     def interrupt(self, main: int) -> None:
         """Answer everything that runs in threads other than ``main`` with KeyboardInterrupt, and raise it there.

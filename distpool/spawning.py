@@ -86,13 +86,16 @@ class Spawned:
         self.future = future
         self.completion = completion
 
-    def failures(self) -> list[Exception]:
-        """Wait until it has ended; its error, if it has failed. The value stays where it is."""
+    def failures(self, timeout: float | None = None) -> list[Exception]:
+        """Wait until it has ended; its error, if it has failed. The value stays where it is.
+
+        ``timeout`` limits the time in which the owner must tell the error of a call that has ended, in seconds.
+        """
         self.member.reader.wait(self.completion)
         if not self.completion.has_failed:
             return []
         try:
-            self.future.wait()
+            self.future.wait(timeout)
         except Exception as error:
             return [error]
         return []
@@ -128,7 +131,9 @@ def _start_at(
     if pid == member.pid:
         completion = Completion(lambda: _ended_here(completion, then))
         _under_way_here.add(completion)
-    return Spawned(member, call_into_future(member, f, pid, args, kwargs, completion), completion)
+    future = call_into_future(member, f, pid, args, kwargs, completion)
+    completion.keep(future)
+    return Spawned(member, future, completion)
 
 
 def _ended_here(completion: Completion, then: Callable[[], object] | None) -> None:
