@@ -8,6 +8,7 @@ the methods of ``AbstractWorkerPool``.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -176,6 +177,7 @@ class WorkerPool(AbstractWorkerPool):
         self._functions: OrderedDict[Any, CallJob] = OrderedDict()
         self._functions_lock = threading.Lock()  # protects _functions
         self._is_closed = False
+        self._os_pid = os.getpid()  # a forked copy of this process has neither the pool nor its workers
         member.cluster.listen(self._joined, self._departed)
 
     def __repr__(self) -> str:
@@ -379,6 +381,8 @@ class WorkerPool(AbstractWorkerPool):
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
+        if self._os_pid != os.getpid():  # no repr: a lock may have been held when the process was copied
+            raise RuntimeError(f"this pool belongs to process {self._os_pid}, which forked this one; make a new pool here")
         if self._is_closed:
             raise RuntimeError(f"{self!r} is closed; make a new pool")
         if not self._dispatch.workers() and self._owned is None and self._dispatch.broken is None:
@@ -386,7 +390,7 @@ class WorkerPool(AbstractWorkerPool):
 
     def close(self) -> None:
         """Take no more work; end the pool's own workers when what was submitted is done. Harmless to repeat."""
-        if self._is_closed:
+        if self._is_closed or self._os_pid != os.getpid():
             return
         self._is_closed = True
         if self._owned is not None:
@@ -395,7 +399,7 @@ class WorkerPool(AbstractWorkerPool):
 
     def terminate(self) -> None:
         """Take no more work and end the pool's own workers at once, whatever they do."""
-        if self._is_closed:
+        if self._is_closed or self._os_pid != os.getpid():
             return
         self._is_closed = True
         if self._owned is not None:
