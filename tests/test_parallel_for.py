@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conformance import loop_deeds
 from distpool import (
     Channel,
     CompositeException,
@@ -20,7 +19,7 @@ from distpool import (
     splitrange,
     sync,
 )
-from support import jobs
+from support import jobs, loops
 
 if TYPE_CHECKING:
     from conftest import RunScript, StartWorkers
@@ -103,7 +102,7 @@ def test_forms(workers: StartWorkers) -> None:
 def test_items_are_those_of_iteration(workers: StartWorkers, sequence: Any) -> None:
     """Whatever slices would give, the body sees what `for` would."""
     workers(2)
-    assert distributed(operator.add, sequence)(loop_deeds.in_list) == list(sequence)
+    assert distributed(operator.add, sequence)(loops.in_list) == list(sequence)
 
 
 def test_without_workers_nothing_is_copied() -> None:
@@ -112,22 +111,24 @@ def test_without_workers_nothing_is_copied() -> None:
     thing = threading.Lock()
     distributed([thing])(seen.append).wait()
     assert seen == [thing]
-    assert distributed(operator.or_, [{1}, {2}])(loop_deeds.identity) == {1, 2}
+    assert distributed(operator.or_, [{1}, {2}])(loops.identity) == {1, 2}
 
 
 def test_one_element_needs_no_reducer(workers: StartWorkers) -> None:
     """The reducer is not called for a single value."""
     workers(2)
-    assert distributed(jobs.fail, ["only"])(loop_deeds.identity) == "only"
+    assert distributed(jobs.fail, ["only"])(loops.identity) == "only"
 
 
 def test_errors_of_all_slices(workers: StartWorkers) -> None:
     """Each slice ends at its first error; all slices' errors come, in order, in both forms."""
     pids = workers(2)
-    for reducer in ((operator.add,), ()):
+    for run in (
+        lambda: distributed(operator.add, range(4))(loops.fail),
+        lambda: distributed(range(4))(loops.fail).wait(),
+    ):
         with pytest.raises(CompositeException) as caught:
-            outcome = distributed(*reducer, range(4))(loop_deeds.fail)
-            outcome.wait()
+            run()
         errors = [error for error in caught.value if isinstance(error, RemoteException)]
         assert [str(error.unwrap()) for error in errors] == ["item 0", "item 2"]
         assert sorted(error.pid for error in errors) == pids
@@ -137,28 +138,26 @@ def test_error_of_the_reducer_here_is_bare(workers: StartWorkers) -> None:
     """The last step runs in this process, like any function of the caller."""
     workers(2)
     with pytest.raises(TypeError, match="unsupported") as caught:
-        distributed(operator.add, [1, "x"])(loop_deeds.identity)
+        distributed(operator.add, [1, "x"])(loops.identity)
     assert not isinstance(caught.value, RemoteException)
 
 
-def test_death_of_a_worker(workers: StartWorkers) -> None:
+@pytest.mark.parametrize("form", ["reducer", "loop"])
+def test_death_of_a_worker(workers: StartWorkers, form: str) -> None:
     """Its slice fails; nobody waits for it."""
     w1, _ = workers(2)
-    for reducer in ((operator.add,), ()):
-        workers(2 - len(set(workers(0)) | {pid for pid in _alive() if pid != 1}))
-        w1 = min(pid for pid in _alive() if pid != 1)
-        with pytest.raises(CompositeException) as caught:
-            outcome = distributed(*reducer, [w1, w1])(_vanish_at)
-            outcome.wait()
-        (error,) = caught.value.exceptions
-        assert isinstance(error, ProcessExitedException)
-        assert error.worker_id == w1
 
+    def run() -> None:
+        if form == "reducer":
+            distributed(operator.add, [w1, w1])(_vanish_at)
+        else:
+            distributed([w1, w1])(_vanish_at).wait()
 
-def _alive() -> list[int]:
-    import distpool
-
-    return distpool.procs()
+    with pytest.raises(CompositeException) as caught:
+        run()
+    (error,) = caught.value.exceptions
+    assert isinstance(error, ProcessExitedException)
+    assert error.worker_id == w1
 
 
 def _vanish_at(pid: int) -> int:
@@ -195,10 +194,15 @@ def test_sync_raises_what_the_slices_raised(workers: StartWorkers) -> None:
     from distpool import spawn
 
     workers(2)
-    with pytest.raises(CompositeException) as caught, sync():
-        spawn(jobs.fail, "before")
-        distributed(range(2))(loop_deeds.fail)
-        spawn(jobs.fail, "after")
+
+    def block() -> None:
+        with sync():
+            spawn(jobs.fail, "before")
+            distributed(range(2))(loops.fail)
+            spawn(jobs.fail, "after")
+
+    with pytest.raises(CompositeException) as caught:
+        block()
     texts = [str(error.unwrap()) for error in caught.value if isinstance(error, RemoteException)]
     assert texts == ["before", "item 0", "item 1", "after"]
 

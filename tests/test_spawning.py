@@ -48,7 +48,7 @@ def test_spawn_prefers_an_idle_worker(workers: StartWorkers) -> None:
     assert waiting.fetch() == "open"
     gates = [spawnat(idle, take_from, gate) for _ in range(2)]
     assert spawn(myid).fetch() == busy
-    for each in gates:
+    for _ in gates:
         gate.put("open")
     assert [each.fetch() for each in gates] == ["open", "open"]
 
@@ -139,10 +139,15 @@ def test_sync_raises_the_errors_of_all(workers: StartWorkers) -> None:
     """Failures of functions and of processes, in the order of the calls; the others are done."""
     w1, w2 = workers(2)
     done = []
-    with pytest.raises(CompositeException) as caught, sync():
-        spawnat(w1, jobs.fail, "first")
-        spawnat(w2, jobs.vanish)
-        done.append(spawnat(w1, jobs.square, 4))
+
+    def block() -> None:
+        with sync():
+            spawnat(w1, jobs.fail, "first")
+            spawnat(w2, jobs.vanish)
+            done.append(spawnat(w1, jobs.square, 4))
+
+    with pytest.raises(CompositeException) as caught:
+        block()
     first, second = caught.value.exceptions
     assert isinstance(first, RemoteException)
     assert isinstance(first, ValueError)
@@ -153,9 +158,14 @@ def test_sync_raises_the_errors_of_all(workers: StartWorkers) -> None:
 
 def test_sync_of_failures_here() -> None:
     """Without workers the calls run in this process, and their errors have the same shape."""
-    with pytest.raises(CompositeException) as caught, sync():
-        for number in range(3):
-            spawn(jobs.fail, f"here {number}")
+
+    def block() -> None:
+        with sync():
+            for number in range(3):
+                spawn(jobs.fail, f"here {number}")
+
+    with pytest.raises(CompositeException) as caught:
+        block()
     assert [str(error.unwrap()) for error in caught.value if isinstance(error, RemoteException)] == [
         "here 0",
         "here 1",
@@ -167,11 +177,17 @@ def test_an_error_of_the_block_is_raised_at_once(workers: StartWorkers) -> None:
     """What was begun may wait for what the block would have done next: nobody waits for it."""
     (worker,) = workers(1)
     gate: RemoteChannel[str] = RemoteChannel(lambda: Channel(1))
-    with pytest.raises(KeyError, match="of the block"), sync():
-        waiting = spawnat(worker, take_from, gate)
-        raise KeyError("of the block")
+    waiting = []
+
+    def block() -> None:
+        with sync():
+            waiting.append(spawnat(worker, take_from, gate))
+            raise KeyError("of the block")
+
+    with pytest.raises(KeyError, match="of the block"):
+        block()
     gate.put("open")
-    assert waiting.fetch() == "open"
+    assert waiting[0].fetch() == "open"
     with sync():
         pass  # nothing is left over from the block that failed
 

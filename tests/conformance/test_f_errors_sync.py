@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from conftest import StartWorkers
 
 
-@pytest.mark.case("C086")
-def test_five_failures_of_one_block(workers: StartWorkers) -> None:
-    """C086: all five, in the order in which they were begun; the text is the first one's and the count of the others."""
-    workers(2)
-    with pytest.raises(CompositeException) as caught, sync():
+def spawn_five() -> None:
+    """The block with five failing tasks."""
+    with sync():
         for number in range(5):
             spawn(jobs.fail, f"task {number}")
+
+
+@pytest.mark.case("C086")
+def test_five_failures_of_one_block(workers: StartWorkers) -> None:
+    """C086: all five, in the order in which they were begun; the text has the first and the count of the others."""
+    workers(2)
+    with pytest.raises(CompositeException) as caught:
+        spawn_five()
     errors = caught.value.exceptions
     assert len(caught.value) == 5
     assert [error.unwrap().args for error in errors if isinstance(error, RemoteException)] == [

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import distpool
-from conformance import loop_deeds
 from distpool import (
     CompositeException,
     Future,
@@ -34,6 +33,7 @@ from distpool import (
     splitrange,
     sync,
 )
+from support import loops
 
 if TYPE_CHECKING:
     from conftest import RunScript, StartWorkers
@@ -69,7 +69,7 @@ def test_spawn_runs_here_without_workers() -> None:
 def test_everywhere_runs_here_without_workers() -> None:
     """C006: code runs in the driver's own __main__."""
     assert everywhere("conf_a = 5") is None
-    assert loop_deeds.main_value("conf_a") == 5
+    assert loops.main_value("conf_a") == 5
 
 
 # -- spawn -------------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_strict_turns_reach_every_worker_once(workers: StartWorkers) -> None:
 def test_strict_turns_on_a_worker_include_itself(workers: StartWorkers) -> None:
     """C191: each process counts its own turns, over all workers."""
     pids = workers(2)
-    assert sorted(fetchfrom(pids[0], loop_deeds.spawn_from_here, 2)) == pids
+    assert sorted(fetchfrom(pids[0], loops.spawn_from_here, 2)) == pids
 
 
 @pytest.mark.case("C192")
@@ -196,7 +196,7 @@ def test_splitrange(first: int, last: int, np: int, chunks: list[tuple[int, int]
 def test_items_are_spread_evenly(workers: StartWorkers) -> None:
     """C194 a: seven items on four workers."""
     pids = workers(4)
-    counts = Counter(distributed(operator.add, range(7))(loop_deeds.pid_in_list))
+    counts = Counter(distributed(operator.add, range(7))(loops.pid_in_list))
     assert set(counts) == set(pids)
     assert sum(counts.values()) == 7
     assert max(counts.values()) - min(counts.values()) <= 1
@@ -206,7 +206,7 @@ def test_items_are_spread_evenly(workers: StartWorkers) -> None:
 def test_fewer_items_than_workers(workers: StartWorkers) -> None:
     """C194 b: two items on four workers."""
     workers(4)
-    assert distributed(operator.add, range(1, 3))(loop_deeds.identity) == 3
+    assert distributed(operator.add, range(1, 3))(loops.identity) == 3
 
 
 @pytest.mark.case("C195")
@@ -219,7 +219,7 @@ def test_the_sequence_is_made_once(workers: StartWorkers) -> None:
         made.append(1)
         return range(10)
 
-    assert distributed(operator.add, sequence())(loop_deeds.identity) == 45
+    assert distributed(operator.add, sequence())(loops.identity) == 45
     assert made == [1]
 
 
@@ -230,14 +230,14 @@ def test_ranges_and_arrays(workers: StartWorkers, kind: str) -> None:
     np = pytest.importorskip("numpy")
     workers(3)
     sequence: Any = range(1, 11) if kind == "range" else np.arange(1, 11, dtype=kind)
-    assert distributed(operator.add, sequence)(loop_deeds.identity) == 55
+    assert distributed(operator.add, sequence)(loops.identity) == 55
 
 
 @pytest.mark.case("C196")
 def test_order_is_kept(workers: StartWorkers) -> None:
     """C196 b: a reducer that is not commutative."""
     workers(3)
-    assert distributed(operator.add, range(100))(loop_deeds.in_list) == list(range(100))
+    assert distributed(operator.add, range(100))(loops.in_list) == list(range(100))
 
 
 @pytest.mark.case("C197")
@@ -245,9 +245,9 @@ def test_empty_sequence(workers: StartWorkers) -> None:
     """C197: nothing to reduce is an error, unless init says what it gives."""
     workers(2)
     with pytest.raises(ValueError, match="init="):
-        distributed(operator.add, [])(loop_deeds.identity)
-    assert distributed(operator.add, [], init=7)(loop_deeds.identity) == 7
-    assert distributed(operator.add, [1, 2, 3], init=10)(loop_deeds.identity) == 16
+        distributed(operator.add, [])(loops.identity)
+    assert distributed(operator.add, [], init=7)(loops.identity) == 7
+    assert distributed(operator.add, [1, 2, 3], init=10)(loops.identity) == 16
 
 
 @pytest.mark.case("C198")
@@ -255,7 +255,7 @@ def test_error_with_reducer(workers: StartWorkers) -> None:
     """C198: the failing item's error comes out."""
     workers(2)
     with pytest.raises(CompositeException) as caught:
-        distributed(operator.add, range(10))(loop_deeds.fail_at_three)
+        distributed(operator.add, range(10))(loops.fail_at_three)
     (error,) = caught.value.exceptions
     assert isinstance(error, RemoteException)
     assert isinstance(error, KeyError)
@@ -267,7 +267,7 @@ def test_without_reducer_it_returns_at_once(workers: StartWorkers) -> None:
     """C199 a: the body waits for room in a channel, the call does not; then all items were processed."""
     workers(2)
     channel: RemoteChannel[int] = RemoteChannel(lambda: distpool.Channel(1))
-    loop = distributed(range(10))(loop_deeds.put_into(channel))
+    loop = distributed(range(10))(loops.put_into(channel))
     assert not loop.isready()
     assert sorted(channel.take() for _ in range(10)) == list(range(10))
     assert loop.wait() is loop
@@ -280,7 +280,7 @@ def test_sync_waits_for_the_loop(workers: StartWorkers) -> None:
     workers(2)
     channel: RemoteChannel[int] = RemoteChannel(lambda: distpool.Channel(100))
     with sync():
-        distributed(range(10))(loop_deeds.put_into(channel))
+        distributed(range(10))(loops.put_into(channel))
     taken = []
     while channel.isready():
         taken.append(channel.take())
@@ -291,7 +291,7 @@ def test_sync_waits_for_the_loop(workers: StartWorkers) -> None:
 def test_error_without_reducer(workers: StartWorkers) -> None:
     """C200: waiting raises all that failed, in order."""
     workers(2)
-    loop = distributed(range(2))(loop_deeds.fail)
+    loop = distributed(range(2))(loops.fail)
     with pytest.raises(CompositeException) as caught:
         loop.wait()
     assert [str(error.unwrap()) for error in caught.value if isinstance(error, RemoteException)] == ["item 0", "item 1"]
@@ -346,7 +346,7 @@ def test_writes_stay_in_the_worker(workers: StartWorkers) -> None:
 def test_any_iterable(workers: StartWorkers, iterable: Any, items: list[Any]) -> None:
     """C202: each item once, in order."""
     workers(2)
-    assert distributed(operator.add, iterable)(loop_deeds.in_list) == items
+    assert distributed(operator.add, iterable)(loops.in_list) == items
 
 
 @pytest.mark.case("C203")
@@ -355,7 +355,7 @@ def test_each_worker_gets_its_slice_only(workers: StartWorkers) -> None:
     np = pytest.importorskip("numpy")
     workers(4)
     table = np.zeros((40, 250_000))
-    received = distributed(operator.add, table)(lambda row: [loop_deeds.bytes_received(row)])
+    received = distributed(operator.add, table)(lambda row: [loops.bytes_received(row)])
     assert len(received) == 40
     assert set(received) == {table.nbytes // 4}
 
@@ -376,7 +376,7 @@ def test_definition_on_one_process_only(workers: StartWorkers) -> None:
     """C205: a name for w1 alone; naming it twice runs the code twice."""
     w1, w2 = workers(2)
     everywhere("d = 1", pids=w1)
-    assert [fetchfrom(pid, loop_deeds.main_value, "d") for pid in (w1, w2, 1)] == [1, "undefined", "undefined"]
+    assert [fetchfrom(pid, loops.main_value, "d") for pid in (w1, w2, 1)] == [1, "undefined", "undefined"]
     assert everywhere("d += 1", pids=[w1, w1]) is None
     assert everywhere("d", pids=w1) == 3
 
@@ -385,10 +385,10 @@ def test_definition_on_one_process_only(workers: StartWorkers) -> None:
 def test_callable_runs_once_for_each_mention(workers: StartWorkers) -> None:
     """C206: three times here, twice at w1, in __main__."""
     w1, _ = workers(2)
-    assert everywhere(loop_deeds.bump, pids=[1, w1, 1, 1, w1]) is None
-    assert loop_deeds.main_value("conf_bumps") == 3
-    assert fetchfrom(w1, loop_deeds.main_value, "conf_bumps") == 2
-    assert everywhere(loop_deeds.bump, pids=w1) == "__main__"
+    assert everywhere(loops.bump, pids=[1, w1, 1, 1, w1]) is None
+    assert loops.main_value("conf_bumps") == 3
+    assert fetchfrom(w1, loops.main_value, "conf_bumps") == 2
+    assert everywhere(loops.bump, pids=w1) == "__main__"
 
 
 @pytest.mark.case("C207")
@@ -466,10 +466,10 @@ def test_workers_that_join_later(workers: StartWorkers) -> None:
     workers(1)
     everywhere("conf_once = 1")
     (second,) = workers(1)
-    assert fetchfrom(second, loop_deeds.main_value, "conf_once") == "undefined"
+    assert fetchfrom(second, loops.main_value, "conf_once") == "undefined"
     everywhere("conf_always = 1", persist=True)
     (third,) = workers(1)
-    assert fetchfrom(third, loop_deeds.main_value, "conf_always") == 1
+    assert fetchfrom(third, loops.main_value, "conf_always") == 1
 
 
 @pytest.mark.case("C210")
@@ -509,7 +509,7 @@ def test_one_failure_stops_nobody(workers: StartWorkers) -> None:
     with pytest.raises(CompositeException) as caught:
         everywhere("assert myid() != bad; conf_done = True", bad=pids[1])
     assert len(caught.value) == 1
-    done = [remotecall_fetch(loop_deeds.main_value, pid, "conf_done") for pid in pids]
+    done = [remotecall_fetch(loops.main_value, pid, "conf_done") for pid in pids]
     assert done == [True, "undefined", True, True]
 
 
@@ -520,12 +520,12 @@ def test_evaluation_in_a_named_module(workers: StartWorkers) -> None:
     assert remotecall_eval("colorsys", [w1], "conf_marked = 7") is None
     assert remotecall_eval("colorsys", w1, "conf_marked + 1") == 8
     assert remotecall_eval("colorsys", w2, "'conf_marked' in globals()") is False
-    assert fetchfrom(w1, loop_deeds.main_value, "conf_marked") == "undefined"
+    assert fetchfrom(w1, loops.main_value, "conf_marked") == "undefined"
 
 
 @pytest.mark.case("C213")
 def test_everywhere_from_a_worker(workers: StartWorkers) -> None:
     """C213: the same from a worker, to all processes that it knows."""
     w1, w2 = workers(2)
-    remotecall_fetch(loop_deeds.everywhere_from_here, w1, "conf_told")
-    assert [fetchfrom(pid, loop_deeds.main_value, "conf_told") for pid in (1, w1, w2)] == [1, w1, w2]
+    remotecall_fetch(loops.everywhere_from_here, w1, "conf_told")
+    assert [fetchfrom(pid, loops.main_value, "conf_told") for pid in (1, w1, w2)] == [1, w1, w2]

@@ -1,4 +1,4 @@
-"""What section M runs in workers. Light, because workers import it; numpy only where it is used."""
+"""What the tests of loops, spawning and broadcasts run in workers. Light, because workers import it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import sys
 from typing import Any
 
 import distpool
-
-needs_worker_to_worker = "needs connections between workers"
 
 
 def main_value(name: str, default: Any = "undefined") -> Any:
