@@ -25,7 +25,7 @@ from distpool import messages as m
 from distpool.bundles import unbundle
 from distpool.errors import ProcessExitedException
 from distpool.futures import Outcome, Raised, TaskFuture, Unopened
-from distpool.jobs import Job, MapJob, Run, StreamJob
+from distpool.jobs import InputJob, Job, MapJob, Run, StreamJob
 from distpool.member import Member
 from distpool.peer import Peer
 from distpool.pickling import load
@@ -176,7 +176,7 @@ class Dispatch:
         """There will be no worker any more: every task that waits fails with ``error``, now and later."""
         self._broken = error
         with self._lock:
-            jobs = list(self._jobs)
+            jobs = [job for job in self._jobs if job.is_hungry or isinstance(job, InputJob)]
         for job in jobs:
             self._member.threads.run(lambda job=job: self._fail_waiting(job))  # type: ignore[misc]
         self._wake_drainers()
@@ -188,6 +188,7 @@ class Dispatch:
 
     def _fail_waiting(self, job: Job) -> None:
         assert self._broken is not None
+        job.stop_reading(self._broken)
         while (run := job.next_run(1024)) is not None:
             for index in range(len(run.items)):
                 job.settle(run, run.first + index, [Raised(self._broken)])

@@ -175,6 +175,9 @@ class Job:
         """Put away the results of the tasks ``first`` and following of ``run``; an Outcome is one that is not plain."""
         raise NotImplementedError
 
+    def stop_reading(self, error: BaseException) -> None:
+        """There will be no worker for new input any more: whoever waits for it gets the error."""
+
     def demand(self) -> None:
         """A worker could have more: see that somebody calls ``Dispatcher.pump``. Called on the reading thread."""
         raise NotImplementedError
@@ -232,6 +235,12 @@ class InputJob(Job):
         if ended:
             self.waiter.complete()
         return Run(first, items) if items else None
+
+    def stop_reading(self, error: BaseException) -> None:
+        """As if the input had failed with this error."""
+        if not self.exhausted:
+            self.input_error = error
+            self.exhausted = True
 
     def settle(self, run: Run, first: int, results: list[Any]) -> None:
         """Put results away and wake the owner if they matter to it."""

@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from distpool import messages as m
 from distpool.bookkeeping import Bookkeeping
@@ -47,6 +47,9 @@ Action = Callable[[Peer, Frame], None]
 # millisecond; a process that closed its stream and lives on is killed after this time.
 EXIT_REPORT_SECONDS: Final = 0.5
 
+# One set of idle threads for all clusters that share a reader: many pools, one after the other, need no more than one has.
+_call_threads: WeakKeyDictionary[Reader, CallThreads] = WeakKeyDictionary()
+
 
 class Member:
     """One process's membership in one cluster."""
@@ -55,7 +58,7 @@ class Member:
         self.pid = pid
         self.cluster = Cluster(pid)
         self.reader = reader
-        self.threads = CallThreads("distpool call")
+        self.threads = _call_threads.setdefault(reader, CallThreads("distpool call"))
         self.execute: Callable[[Job], None] = execute or self.threads.run
         self.store = Store(run_blocking=self.threads.run)
         self.serving = Serving(self.cluster, self.store, self.open, self.execute, lambda: self.reader.is_leading)

@@ -395,6 +395,7 @@ class WorkerPool(AbstractWorkerPool):
         self._is_closed = True
         if self._owned is not None:
             self._owned.end(wait_for_work=True)
+            self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
         self._member.cluster.unlisten(self._joined, self._departed)
 
     def terminate(self) -> None:
@@ -404,6 +405,7 @@ class WorkerPool(AbstractWorkerPool):
         self._is_closed = True
         if self._owned is not None:
             self._owned.end(wait_for_work=False)
+            self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
         self._member.cluster.unlisten(self._joined, self._departed)
 
     def __enter__(self) -> WorkerPool:
