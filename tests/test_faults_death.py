@@ -34,7 +34,7 @@ from support.faults import (
 )
 from support.jobs import os_pid, os_pid_for, square
 
-TESTS = str(Path(__file__).parent)
+TESTS = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 SQUARES = [x * x for x in range(8)]
 SAYS = {"SIGKILL": "SIGKILL", "segfault": "SIGSEGV", "os._exit": "code 3", "SIGSTOP": "SIGKILL"}
 WAYS = pytest.mark.parametrize("way", DEATHS)
@@ -79,7 +79,11 @@ def said_pid(path: Path, eventually: Callable[..., None]) -> int:
 
 @WAYS
 def test_death_of_an_idle_worker_is_repaired(
-    way: str, tmp_path: Path, gate: Callable[[], None], finish_off: Callable[[int, str], None], eventually: Callable[..., None]
+    way: str,
+    tmp_path: Path,
+    gate: Callable[[], None],
+    finish_off: Callable[[int, str], None],
+    eventually: Callable[..., None],
 ) -> None:
     """No task is harmed; the worker is replaced."""
     with WorkerPool(processes=2) as pool:
@@ -161,7 +165,9 @@ def test_each_task_runs_once_whoever_dies(way: str, tmp_path: Path) -> None:
     path = str(tmp_path / "runs")
     with WorkerPool(processes=2) as pool:
         results = list(
-            pool.imap_unordered(partial(note_and_die, path, way, victim=13), range(40), on_error=type, buffersize=40, batch_size=1)
+            pool.imap_unordered(
+                partial(note_and_die, path, way, victim=13), range(40), on_error=type, buffersize=40, batch_size=1
+            )
         )
     assert results.count(ProcessExitedException) == 1
     results.remove(ProcessExitedException)
@@ -290,7 +296,9 @@ BIRTHS = """
 
 
 @pytest.mark.parametrize("way", ["SIGKILL", "segfault", "os._exit", "SIGSTOP"])
-def test_death_before_joining_is_an_error_of_the_start(way: str, run_script: Callable[..., tuple[int, str, str]]) -> None:
+def test_death_before_joining_is_an_error_of_the_start(
+    way: str, run_script: Callable[..., tuple[int, str, str]]
+) -> None:
     """Workers that never join: the pool and `addprocs` say so, soon, and leave nothing; without the cause all works."""
     code, out, err = run_script(
         BIRTHS
@@ -388,7 +396,9 @@ def test_rmprocs_of_a_worker_that_stands_still(
     assert procs() == [1, second]
 
 
-def test_rmprocs_of_a_busy_worker_fails_what_runs_there(no_cluster: None, tmp_path: Path, eventually: Callable[..., None]) -> None:
+def test_rmprocs_of_a_busy_worker_fails_what_runs_there(
+    no_cluster: None, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
     """Whoever waits for the call is told."""
     (pid,) = addprocs(1)
     future = remotecall(say_and_block, pid, str(tmp_path / "pid"), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,9 @@ def test_a_program_without_a_guard(how: str, run_script: Callable[..., Any]) -> 
     assert run_script(WHOLE, how=how) == (0, SAID, "")
 
 
-def test_a_package_that_is_run(run_script: Callable[..., Any], start_script: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_package_that_is_run(
+    run_script: Callable[..., Any], start_script: Callable[..., Any], tmp_path: Path
+) -> None:
     """`python -m package`, with functions in `__main__` and in a module beside it, imported relatively."""
     package = tmp_path / "tool"
     package.mkdir()
@@ -156,7 +159,7 @@ def test_a_notebook(run_script: Callable[..., Any]) -> None:
             for output in cell.outputs:
                 print(output.get("text", output), end="")
         """,
-        __import__("json").dumps(CELLS),
+        json.dumps(CELLS),
         env={"PYTHONWARNINGS": "ignore", "JUPYTER_PLATFORM_DIRS": "1"},
     )
     assert code == 0, err

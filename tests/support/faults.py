@@ -13,7 +13,6 @@ import threading
 from typing import Any, NoReturn
 
 from support.jobs import (
-    Poison,
     TwoArgumentError,
     block_for_ever,
     hold_interpreter,
@@ -245,6 +244,3 @@ def fail_after_two(path: str) -> None:
     note(path, os.getpid())
     if len(notes(path)) > 2:
         raise ValueError("the initializer failed")
-
-
-__all__ = ["DEEDS", "Deadly", "Deed", "Locked", "Poison", "block_for_ever", "note", "notes", "perform", "perform_two", "signal", "touch"]
