@@ -7,11 +7,13 @@ is light.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from distpool.broadcast import everywhere as everywhere
     from distpool.broadcast import remotecall_eval as remotecall_eval
     from distpool.calls import remote_do as remote_do
@@ -32,8 +34,19 @@ if TYPE_CHECKING:
     from distpool.managers.interface import WorkerConfig as WorkerConfig
     from distpool.managers.interface import default_addprocs_params as default_addprocs_params
     from distpool.managers.local import LocalManager as LocalManager
+    from distpool.lifecycle import add_worker_exited_callback as add_worker_exited_callback
+    from distpool.lifecycle import add_worker_exiting_callback as add_worker_exiting_callback
+    from distpool.lifecycle import add_worker_started_callback as add_worker_started_callback
+    from distpool.lifecycle import add_worker_starting_callback as add_worker_starting_callback
+    from distpool.lifecycle import getstatus as getstatus
+    from distpool.lifecycle import remove_worker_exited_callback as remove_worker_exited_callback
+    from distpool.lifecycle import remove_worker_exiting_callback as remove_worker_exiting_callback
+    from distpool.lifecycle import remove_worker_started_callback as remove_worker_started_callback
+    from distpool.lifecycle import remove_worker_starting_callback as remove_worker_starting_callback
+    from distpool.lifecycle import setstatus as setstatus
     from distpool.membership import addprocs as addprocs
     from distpool.membership import check_same_host as check_same_host
+    from distpool.membership import interrupt as interrupt
     from distpool.membership import myid as myid
     from distpool.membership import nprocs as nprocs
     from distpool.membership import nworkers as nworkers
@@ -73,9 +86,22 @@ _ROOMS = {
     "listening": ("start_worker",),
     "managers.interface": ("ClusterManager", "WorkerConfig", "default_addprocs_params"),
     "managers.local": ("LocalManager",),
+    "lifecycle": (
+        "add_worker_exited_callback",
+        "add_worker_exiting_callback",
+        "add_worker_started_callback",
+        "add_worker_starting_callback",
+        "getstatus",
+        "remove_worker_exited_callback",
+        "remove_worker_exiting_callback",
+        "remove_worker_started_callback",
+        "remove_worker_starting_callback",
+        "setstatus",
+    ),
     "membership": (
         "addprocs",
         "check_same_host",
+        "interrupt",
         "myid",
         "nprocs",
         "nworkers",

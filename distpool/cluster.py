@@ -151,7 +151,25 @@ class Cluster:
 
     def may_meet(self, one: int, other: int) -> bool:
         """Whether the topology lets two workers talk to each other."""
-        return self.topology == "all_to_all" or frozenset((one, other)) in self.links
+        if self.topology == "custom":
+            return frozenset((one, other)) in self.links
+        return self.topology == "all_to_all"
+
+    def agree_on(self, topology: str, is_lazy: bool) -> None:
+        """Take note of how workers are to be connected; while there are workers, it cannot be changed.
+
+        Raises RuntimeError for another topology, ValueError for another laziness (all_to_all only).
+        """
+        if self._peers or self._terminating:
+            if topology != self.topology:
+                raise RuntimeError(
+                    f"topology={topology!r}: there are workers with topology {self.topology!r}; remove them first"
+                )
+            if topology == "all_to_all" and is_lazy != self.is_lazy:
+                raise ValueError(f"lazy={is_lazy}: there are workers with lazy={self.is_lazy}; remove them first")
+            return
+        self.topology, self.is_lazy = topology, is_lazy
+        self.links.clear()
 
     def check_topology(self, one: int, other: int) -> None:
         """Raise RuntimeError when the topology keeps two workers apart."""

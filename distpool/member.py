@@ -25,11 +25,12 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from distpool import messages as m
 from distpool.bookkeeping import Bookkeeping
+from distpool.callbacks import Callbacks
 from distpool.channel import Channel
 from distpool.cluster import Cluster, Departure
 from distpool.errors import remote_exception
 from distpool.introductions import Introductions
-from distpool.managers.interface import WorkerConfig
+from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
 from distpool.pickling import Parcel, dump, load, load_exception
@@ -40,7 +41,7 @@ from distpool.threads import CallThreads
 from distpool.transport import Deadline, Reader
 from distpool.wire import Frame
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 Action = Callable[[Peer, Frame], None]
 
 # How long a closed stream waits for the report of how its process ended. The report of a fork server comes within a
@@ -60,8 +61,11 @@ class Member:
         self.reader = reader
         self.threads = _call_threads.setdefault(reader, CallThreads("distpool call"))
         self.execute: Callable[[Job], None] = execute or self.threads.run
+        self.callbacks = Callbacks(self.threads)
+        self.watches_exits = False  # "exited" callbacks are told of departures
         self.store = Store(run_blocking=self.threads.run)
         self.serving = Serving(self.cluster, self.store, self.open, self.execute, lambda: self.reader.is_leading)
+        self.managers: dict[int, ClusterManager] = {}  # of the workers that have joined this process
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
         self.announces_deaths = False  # True for the cluster of ``addprocs``; pools replace their dead without a word
         self._notices: deque[str] = deque()  # of deaths, not yet printed
@@ -152,7 +156,9 @@ class Member:
 
     def _depart(self, peer: Peer, departure: Departure) -> None:
         if self.cluster.depart(peer, departure):
-            self.configs.pop(peer.pid, None)
+            config, manager = self.configs.pop(peer.pid, None), self.managers.pop(peer.pid, None)
+            if config is not None and manager is not None:
+                self.threads.run(lambda: _deregister(manager, peer.pid, config))
             if self.pid == DRIVER and not departure.was_asked:
                 self._announce(departure.error(peer.pid))
 
@@ -334,6 +340,12 @@ class _Opening:
 
     def __exit__(self, *exc: object) -> None:
         _context.member = self._previous
+
+
+def _deregister(manager: ClusterManager, pid: int, config: WorkerConfig) -> None:
+    """Tell a manager that its worker is gone; in a call thread, for it is somebody else's code."""
+    manager.manage(pid, config, "deregister")
+    manager.manage(pid, config, "finalize")
 
 
 def _nothing(pid: int) -> None:

@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from distpool.calls import call_and_fetch, call_into_future, do_in, wrapped
+from distpool.cores import usable_cores
 from distpool.dispatch import Dispatch
 from distpool.errors import CompositeException, LaunchWorkerError, ProcessExitedException
 from distpool.futures import TaskFuture
 from distpool.jobs import CallJob, MapJob, Retries, StreamJob, next_number
+from distpool.joining import add_workers
+from distpool.leaving import leave
 from distpool.managers.local import LocalManager
 from distpool.member import Member, default_member, process_reader
-from distpool.membership import add_workers, leave, usable_cores
+
 from distpool.messages import DRIVER
 from distpool.output import How, checked_mode
 from distpool.pickling import Parcel, dump, dump_arguments, goes_by_name

@@ -21,7 +21,7 @@ from distpool.pickling import capture, dump, dump_exception, is_plain
 from distpool.store import Store
 from distpool.wire import Frame
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 
 NOTHING: Final = dump(None)  # the payload of an answer without a value
 

@@ -51,11 +51,13 @@ class Worker:
     def __init__(self, stream: socket.socket, page: memoryview | None, reader: Reader | None = None) -> None:
         self._main = threading.get_ident()
         self._os_pid = os.getpid()
-        self._jobs: deque[Callable[[], None]] = deque()  # direct calls that the main thread shall run
+        self._jobs: deque[Callable[[], object]] = deque()  # direct calls that the main thread shall run
         self._work = Waiter()  # done when there is something to run, or to end
         self._is_leaving = False
         self._is_idle = True  # the main thread waits for work
         self._may_interrupt = False  # the main thread is in user code
+        self._signals_itself = False  # the next SIGINT comes from us, because a message said so
+        self._was_signalled = False  # a SIGINT from elsewhere has interrupted something; its message is still to come
         self._user_waits = 0  # how deep the main thread waits inside user code
         self._reader = reader or Reader()  # a worker that listened for its driver has one already
         self._reader.on_takeover = self._main_is_busy
@@ -103,7 +105,7 @@ class Worker:
         finally:
             self._tasks.main_is_free = True
 
-    def _run_guarded(self, run: Callable[[], None]) -> None:
+    def _run_guarded(self, run: Callable[[], object]) -> None:
         """Run user code, which SIGINT may interrupt. One that comes when the code is just done is of no effect."""
         try:
             self._may_interrupt = True
@@ -116,7 +118,7 @@ class Worker:
 
     # -- who runs what -------------------------------------------------------------------------------------------
 
-    def _execute(self, job: Callable[[], None]) -> None:
+    def _execute(self, job: Callable[[], object]) -> None:
         """Run a direct call: the main thread if it is idle, else a thread of its own. Called on the reading thread."""
         if self._is_idle and not self._jobs:
             self._jobs.append(job)
@@ -176,10 +178,29 @@ class Worker:
 
     def _interrupt(self, peer: Peer, frame: Frame) -> None:
         """Interrupt one task (``whence``; 0: any) of an envelope, or (``ref`` 0) all that runs here; else nothing happens."""
+        if frame.request:
+            peer.send_parcel(m.RESULT, serving.NOTHING, request=frame.request)
         if not frame.ref:
+            self._interrupt_waiting()
             self._member.serving.interrupt(self._main)
+            if self._was_signalled:  # the main thread heard of this order before we could read it
+                self._was_signalled = False
+                return
         if not frame.ref or self._tasks.is_running(self._main, frame.ref, frame.whence):
+            self._signals_itself = True
             signal.pthread_kill(self._main, signal.SIGINT)
+
+    def _interrupt_waiting(self) -> None:
+        """Fail the calls that came before the order to stop and wait for the main thread."""
+        while self._jobs:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                break
+            if isinstance(job, serving.Call):
+                job.fail(KeyboardInterrupt("interrupted before it began"))
+            else:
+                self._member.threads.run(job)
 
     def _on_sigint(self, signum: int, frame: types.FrameType | None) -> None:
         """Raise KeyboardInterrupt in what the main thread runs for others; an idle worker is not harmed."""
@@ -187,7 +208,9 @@ class Worker:
             if frame.f_code in UNINTERRUPTIBLE:
                 return
             frame = frame.f_back
+        is_own, self._signals_itself = self._signals_itself, False
         if self._may_interrupt:
+            self._was_signalled = not is_own
             raise KeyboardInterrupt
 
     def _departed(self, pid: int, error: BaseException) -> None:

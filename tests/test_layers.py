@@ -21,10 +21,10 @@ COMPAT = ROOT / "compat"
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
     ("errors", "messages", "channel"),
-    ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "segments", "threads", "claims", "output"),
+    ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "segments", "threads", "claims", "cores", "output"),
     ("peer", "store", "forkserver", "managers"),
-    ("cluster", "bookkeeping", "introductions", "serving", "member"),
-    ("refs", "calls", "errands", "logs", "membership", "tasks", "worker", "listening"),
+    ("cluster", "callbacks", "bookkeeping", "introductions", "serving", "member"),
+    ("refs", "calls", "errands", "logs", "lifecycle", "joining", "leaving", "membership", "tasks", "worker", "listening"),
     ("futures", "jobs", "dispatch", "pools", "fanout", "spawning", "loops", "parallel_for", "programs", "broadcast", "main_names"),
     ("__init__", "__main__"),
 )

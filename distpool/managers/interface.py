@@ -90,6 +90,8 @@ class WorkerConfig:
     process: WorkerProcess | None
     ospid: int | None
     environ: dict[str, Any] | None
+    ident: Any
+    connect_idents: list[Any] | None
     enable_threaded_blas: bool | None
 
     def __init__(self, **fields: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import signal
 import socket
 import sys
 import threading
@@ -334,7 +335,9 @@ class LocalManager(ClusterManager):
             launched.append(WorkerConfig(io=popen.stdout, process=InterpreterProcess(popen, reader)))
 
     def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
-        """Nothing to do: the fork server reports deaths, and interrupts go over the connection."""
+        """Send SIGINT for "interrupt"; the rest needs nothing, the fork server reports deaths."""
+        if op == "interrupt" and config.process is not None:
+            config.process.send_signal(signal.SIGINT)
 
 
 def worker_environment(params: Mapping[str, Any]) -> dict[str, str]:

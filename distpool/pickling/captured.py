@@ -138,7 +138,8 @@ def _describe(error: Exception) -> str:
 
 def _note(exception: BaseException, note: str) -> None:
     """``add_note`` of 3.11, for all versions."""
-    exception.__notes__ = [*getattr(exception, "__notes__", ()), note]
+    notes = [*getattr(exception, "__notes__", ()), note]
+    setattr(exception, "__notes__", notes)  # noqa: B010  # no attribute of 3.10, as its types know
 
 
 def load_exception(body: bytes | memoryview, buffers: Sequence[Any] = ()) -> CapturedException:

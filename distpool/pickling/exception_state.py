@@ -160,7 +160,7 @@ def _set_chain(
     exception.__context__ = context
     exception.__suppress_context__ = suppress
     if notes is not None:
-        exception.__notes__ = notes
+        setattr(exception, "__notes__", notes)  # noqa: B010  # no attribute of 3.10, as its types know
     if frames is not None:
         exception.__traceback__ = rebuild(frames)
 

@@ -1,0 +1,229 @@
+"""A worker's way into a cluster: launched by its manager, connected, told who it is, made a member.
+
+Used by ``membership`` and by pools that own their workers. Runs in the thread that adds workers, and a call thread for each
+worker that must be dialled; one addition or removal at a time (the cluster's membership lock)::
+
+    manager.launch -> WorkerConfig -> a stream -> JOIN -> JOINED -> first calls -> member, told to all
+
+Whatever goes wrong with one worker leaves nothing of it, and does not keep the others from joining.
+"""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+from typing import Any, Final
+
+from distpool import lifecycle
+from distpool import messages as m
+from distpool.calls import OpenCall
+from distpool.cluster import Departure
+from distpool.errors import CompositeException, LaunchWorkerError
+from distpool.managers.interface import ClusterManager, WorkerConfig, worker_timeout
+from distpool.managers.interpreter import as_worker_process
+from distpool.managers.local import LocalManager
+from distpool.member import Member
+from distpool.output import Output, checked_mode
+from distpool.peer import Peer, Reply
+from distpool.pickling import dump
+from distpool.transport import Deadline, Waiter
+
+# Seconds that a worker which was given up has to end before nobody waits for it any more.
+GRACE_SECONDS: Final = 2.0
+# Seconds that a connection which is too late has to report why. Arbitrary.
+REPORT_SECONDS: Final = 1.0
+
+
+class _Launched:
+    """Takes the workers as they are launched and begins to connect each at once, each with the whole time limit."""
+
+    def __init__(self, member: Member, manager: ClusterManager, limit: float, params: dict[str, Any]) -> None:
+        self.joining: list[_Joining] = []
+        self._output = checked_mode(params.get("output", "prefix"))
+        self._welcome = _log_request(member, params.get("logging", False))
+        self._member = member
+        self._manager = manager
+        self._limit = limit
+
+    def append(self, config: WorkerConfig) -> None:
+        config.deadline = Deadline(self._limit)
+        if config.output is None:  # a manager without ways of its own
+            config.output = Output(self._output)
+        self.joining.append(_Joining(self._member, self._manager, config, self._welcome))
+
+
+    def abandon(self) -> None:
+        """An interrupt ends ``addprocs``: what has not joined would be nobody's."""
+        for joining in self.joining:
+            joining.abandon()
+
+
+class _Joining:
+    """One worker on its way in: connected (at once, or on a call thread), then asked to join."""
+
+    def __init__(self, member: Member, manager: ClusterManager, config: WorkerConfig, welcome: dict[str, Any]) -> None:
+        self.pid = member.cluster.next_pid()
+        self._welcome = welcome  # what it is told beside its id and the others'
+        assert config.output is not None
+        config.output.assign(self.pid)
+        self.reply = Reply()
+        self._member = member
+        self._manager = manager
+        self._config = config
+        self._lock = threading.Lock()  # protects the two below: who connects may be late
+        self._peer: Peer | None = None
+        self._is_given_up = False
+        self._connected = Waiter()
+        self._problem: Exception | None = None  # why it could not be connected
+        self._first_calls: list[OpenCall] = []  # each is sent when the one before has been answered
+        config.process = as_worker_process(config.process, member.reader)
+        if config.stream is not None:
+            self._begin(config.stream)
+            self._connected.complete()
+        else:
+            member.threads.run(self._connect)
+
+    def _connect(self) -> None:
+        """Have the manager connect it; what goes wrong is the worker's set-up error. Runs on a call thread."""
+        try:
+            self._begin(self._manager.connect(self.pid, self._config))
+        except Exception as error:
+            self._problem = error
+        self._connected.complete()
+
+    def _begin(self, stream: Any) -> None:
+        with self._lock:
+            if self._is_given_up:
+                stream.close()
+                return
+            self._peer = self._member.connect(self.pid, stream, self._config)
+        welcome = {**self._welcome, "pid": self.pid, "members": self._member.cluster.procs()}
+        self._member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
+        for parcel in self._member.first_calls:
+            self._first_calls.append(OpenCall(self._member, self._peer, parcel))
+        for one, other in pairwise(self._first_calls):
+            one.following = other
+        if self._first_calls:
+            self._first_calls[0].start()
+
+    def finish(self, deadline: Deadline) -> Exception | None:
+        """Wait for its answer and make it a member; return what went wrong instead."""
+        reader = self._member.reader
+        too_late = f"worker {self.pid} did not join in time; raise timeout= or DISTPOOL_WORKER_TIMEOUT"
+        # Connecting has the same time limit and knows better why it took too long: it gets a moment to say so.
+        if not reader.wait(self._connected, Deadline((deadline.remaining() or 0.0) + REPORT_SECONDS)):
+            return self._give_up(LaunchWorkerError(too_late))
+        if self._problem is not None:
+            return self._give_up(self._problem)
+        if not reader.wait(self.reply, deadline, eager=True):
+            return self._give_up(LaunchWorkerError(too_late))
+        if self.reply.error is not None:
+            text = f"worker {self.pid} ended before it had joined: {self.reply.error}"
+            return self._give_up(LaunchWorkerError(text))
+        facts = self._member.open(self._member.answer_of(self.reply))
+        self._config.ospid = facts["os_pid"]
+        self._config.environ = {"cpu_threads": facts["cpus"]}
+        try:
+            for call in self._first_calls:
+                call.value(deadline)
+        except Exception as error:
+            text = f"worker {self.pid} could not run what everywhere(persist=True) asks of all that join: {error}"
+            problem = LaunchWorkerError(text)
+            problem.__cause__ = error
+            return self._give_up(problem)
+        assert self._peer is not None
+        self._member.cluster.add(self._peer)
+        self._member.managers[self.pid] = self._manager
+        self._manager.manage(self.pid, self._config, "register")
+        return None
+
+    def abandon(self) -> None:
+        """Kill it if it has not joined, without waiting for its end."""
+        if not self._member.cluster.is_member(self.pid):
+            with self._lock:
+                self._is_given_up = True
+            self._manager.kill(self.pid, self._config)
+
+    def _give_up(self, error: Exception) -> Exception:
+        """Leave nothing of it: neither the process, if we have it, nor the connection."""
+        with self._lock:
+            self._is_given_up = True
+            peer = self._peer
+        process = self._config.process
+        self._manager.kill(self.pid, self._config)
+        if process is not None:
+            gone = Waiter()
+            process.watch(lambda code, signum: gone.complete())
+            self._member.reader.wait(gone, Deadline(GRACE_SECONDS))
+        elif peer is not None:
+            self._member.cluster.depart(peer, Departure(was_asked=True))
+        return error
+
+
+def add_workers(
+    member: Member, manager: ClusterManager, params: dict[str, Any], timeout: float | None = None
+) -> list[int]:
+    """``addprocs`` in a given cluster."""
+    limit = worker_timeout() if timeout is None else timeout
+    lifecycle.watch_exits(member)
+    lifecycle.starting(member, manager, params)
+    with member.membership_lock:
+        member.cluster.agree_on(params.get("topology", "all_to_all"), bool(params.get("lazy", True)))
+        launched = _Launched(member, manager, limit, params)
+        if isinstance(manager, LocalManager):
+            manager.attach(member.reader)
+        failure: Exception | None = None
+        try:
+            manager.launch(params, launched)
+        except Exception as error:  # the manager's own: raised below, after those that did start have joined
+            failure = error
+        except BaseException:
+            launched.abandon()
+            raise
+        deadline = Deadline(limit)
+        try:
+            outcomes = [joining.finish(deadline) for joining in launched.joining]
+        except BaseException:
+            launched.abandon()
+            raise
+        errors = [outcome for outcome in outcomes if outcome is not None]
+        pids = sorted(joining.pid for joining in launched.joining if member.cluster.is_member(joining.pid))
+        connect_workers(member, launched)
+        tell_members(member)
+    lifecycle.started(member, pids)
+    if failure is not None:
+        raise failure
+    if errors:
+        problem = CompositeException(errors)
+        problem.pids = pids
+        raise problem
+    return pids
+
+
+def _log_request(member: Member, level: object) -> dict[str, Any]:
+    """Return what a worker is told about log records; makes this process take them, if they are wanted."""
+    if level is False or level is None:
+        return {}
+    from distpool import logs  # here: it imports logging
+
+    return {"logging": logs.receive(member, level)}
+
+
+def connect_workers(member: Member, launched: _Launched) -> None:
+    """Note who may talk to whom; with ``lazy=False``, and always in a custom topology, connect those pairs now."""
+    if member.cluster.topology == "custom":
+        idents = {config.ident: pid for pid, config in member.configs.items() if config.ident is not None}
+        for joining in launched.joining:
+            wanted = member.configs[joining.pid].connect_idents if joining.pid in member.configs else None
+            for ident in wanted or ():
+                if ident in idents:
+                    member.cluster.links.add(frozenset((joining.pid, idents[ident])))
+    if not member.cluster.is_lazy or member.cluster.topology == "custom":
+        member.introductions.introduce_all()
+
+
+def tell_members(member: Member) -> None:
+    """Tell every worker who belongs to the cluster now."""
+    news = dump(member.cluster.procs())
+    for peer in member.cluster.peers():
+        peer.send_parcel(m.MEMBERS, news)

@@ -1,0 +1,133 @@
+"""A worker's way out: asked to end (EXIT), and killed when it does not within the grace time.
+
+Used by ``membership``, by pools that own their workers, and at the end of the program. A worker leaves the membership at
+once; its pending calls fail when its process is gone, and whoever removes it waits for that.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Sequence
+from typing import Final
+
+from distpool import messages as m
+from distpool.joining import tell_members
+from distpool.member import Member, existing_default
+from distpool.messages import DRIVER
+from distpool.output import wait_until_shown
+from distpool.peer import Peer
+from distpool.transport import Deadline, Waiter
+
+# Seconds between asking a worker to end and killing it. Short, for a local process that does not obey is stuck.
+GRACE_SECONDS: Final = 2.0
+# The same at the end of the program: with the kill after it, everything is over within two seconds.
+FAREWELL_SECONDS: Final = 1.0
+# Seconds that the removal of a worker waits for the end of its output, which comes before its end is known, or just
+# then. Only a program that it left behind can keep the output open. Arbitrary.
+LAST_WORDS_SECONDS: Final = 0.5
+
+
+def remove_workers(member: Member, pids: Sequence[int], waitfor: float | None = None) -> None:
+    """``rmprocs`` in a given cluster, waiting."""
+    with member.membership_lock:
+        finish_removal(member, begin_removal(member, pids), waitfor)
+
+
+def begin_removal(member: Member, pids: Sequence[int]) -> list[Peer]:
+    """Take workers out of the membership and ask them to end; those that are gone are left out."""
+    leaving = [peer for pid in pids if (peer := member.cluster.terminate(pid)) is not None]
+    for peer in leaving:
+        peer.send(m.EXIT)
+    return leaving
+
+
+def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | None) -> None:
+    """Wait until the processes have ended, killing those that do not obey."""
+    deadline = Deadline(waitfor)
+    grace = Deadline(GRACE_SECONDS if waitfor is None else min(GRACE_SECONDS, waitfor / 2))
+    gone = [_Gone(member, peer) for peer in leaving]
+    for each in gone:
+        member.reader.wait(each, grace, eager=True)
+    stubborn = [each for each in gone if not each.done]
+    for each in stubborn:
+        each.kill()
+    for each in stubborn:
+        member.reader.wait(each, deadline)
+    for each in gone:
+        each.forget()
+    _await_output(gone)
+    tell_members(member)
+    left = [each.pid for each in gone if not each.done]
+    if left:
+        raise TimeoutError(f"processes {left} are not gone after {waitfor} seconds; they have been killed and will be")
+
+
+class _Gone(Waiter):
+    """Done when a process has departed."""
+
+    __slots__ = ("_member", "output", "pid")
+
+    def __init__(self, member: Member, peer: Peer) -> None:
+        super().__init__()
+        self.pid = peer.pid
+        config = member.configs.get(peer.pid)
+        # Where what it printed goes, if we are told when it ends.
+        self.output = config.output if config is not None and config.process is not None else None
+        self._member = member
+        member.cluster.listen(_nothing, self._departed)
+        if member.cluster.departure(peer.pid) is not None:
+            self.complete()
+
+    def _departed(self, pid: int, error: BaseException) -> None:
+        if pid == self.pid:
+            self.complete()
+
+    def kill(self) -> None:
+        import logging  # rarely needed
+
+        config = self._member.configs.get(self.pid)
+        if config is not None and config.process is not None:
+            logging.getLogger("distpool").warning("worker %d did not end when asked; it is killed", self.pid)
+            config.process.send_signal(9)
+
+    def forget(self) -> None:
+        self._member.cluster.unlisten(_nothing, self._departed)
+
+
+def _await_output(gone: Sequence[_Gone]) -> None:
+    """Wait, within bounds, until what ended workers have printed is shown; something may hold their output open."""
+    deadline = Deadline(LAST_WORDS_SECONDS)
+    for each in gone:
+        if each.done and each.output is not None:
+            each.output.wait_for_end(deadline)
+    wait_until_shown()
+
+
+def _nothing(pid: int) -> None:
+    pass
+
+
+def leave(member: Member) -> None:
+    """End every worker of a cluster, within bounds: for the end of a pool or of the process."""
+    with member.membership_lock:  # before looking: one that is just joining must not be overlooked
+        finish_removal(member, begin_removal(member, [peer.pid for peer in member.cluster.peers()]), None)
+
+
+def _leave_at_exit() -> None:
+    """Let the workers of the default cluster end in good order, so that what they have printed is not lost.
+
+    Without the membership lock: a thread that adds or removes workers just now may never give it back. What is left
+    after the bounded time is killed with the fork server, whose exit handler was registered earlier and so runs later.
+    """
+    member = existing_default()
+    if member is None or member.pid != DRIVER:
+        return
+    leaving = begin_removal(member, member.cluster.procs())
+    if leaving:
+        deadline = Deadline(FAREWELL_SECONDS)
+        for each in [_Gone(member, peer) for peer in leaving]:
+            member.reader.wait(each, deadline)
+    member.print_notices()
+
+
+atexit.register(_leave_at_exit)
