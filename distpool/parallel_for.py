@@ -71,13 +71,12 @@ def distributed(*args: Any, reducer: Callable[[Any, Any], Any] | None = None, in
 
     >>> distributed(lambda a, b: a + b, range(1, 11))(lambda x: x * x)
     385
-    >>> @distributed(range(3))
-    ... def loop(x):
-    ...     print(x)
-    >>> _ = loop.wait()
-    0
-    1
-    2
+    >>> seen = []
+    >>> @distributed("abc")
+    ... def loop(letter):
+    ...     seen.append(letter)  # seen here, because there is no worker now
+    >>> loop.wait(), seen
+    (<DistributedLoop: 1 of 1 slices done>, ['a', 'b', 'c'])
     """
     if len(args) == 2 and reducer is None:
         reducer, args = args[0], args[1:]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +35,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     item.stash.setdefault(_reports, {})[report.when] = report
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _be_a_member() -> None:
+    """Makes this process a cluster of one before the first leak census: its reader's descriptors stay by design."""
+    with contextlib.suppress(Exception):  # a room above is being changed: the tests of those below still run
+        importlib.import_module("distpool").workers()
 
 
 @pytest.fixture(autouse=True)
