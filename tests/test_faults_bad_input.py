@@ -1,7 +1,7 @@
 """What bad input and bad tasks get: their item fails with its cause, the others complete, the pool goes on.
 
-One matrix: two workers, eight items of which number 3 misbehaves, each misdeed through each door, and then a second map on
-the same pool. The leak check around every test sees to the rest: nothing is left behind.
+One matrix: two workers, eight items of which number 3 misbehaves, each misdeed through each door, and then a second
+map on the same pool. The leak check around every test sees to the rest: nothing is left behind.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def options_of(misdeed: Misdeed) -> dict[str, Any]:
     return {} if misdeed.timeout is None else {"timeout": misdeed.timeout}
 
 
-# -- the doors: all eight outcomes, exceptions as values ---------------------------------------------------------------
+# -- the doors: all eight outcomes, exceptions as values -------------------------------------------------------------
 
 
 def by_map(pool: WorkerPool, misdeed: Misdeed) -> list[Any]:
@@ -97,8 +97,8 @@ def by_pmap(pool: WorkerPool, misdeed: Misdeed) -> list[Any]:
 def by_submit(pool: WorkerPool, misdeed: Misdeed) -> list[Any]:
     """One call for each item; a deadline is the caller's own: `result(timeout)`, then `cancel(running=True)`.
 
-    The bad one first: a result that was finished less than a millisecond before its worker entered C code that holds the
-    interpreter cannot leave before that is stopped.
+    The bad one first: a result that was finished less than a millisecond before its worker entered C code that holds
+    the interpreter cannot leave before that is stopped.
     """
     futures = [_submitted(pool, item) for item in items_with(misdeed)]
     bad = _outcome(futures.pop(BAD), misdeed.timeout)
@@ -169,7 +169,7 @@ def test_imap_raises_when_the_turn_of_the_bad_item_comes(misdeed: Misdeed) -> No
         assert pool.map(square, range(8)) == [x * x for x in range(8)]
 
 
-# -- errors at the call ------------------------------------------------------------------------------------------------
+# -- errors at the call ----------------------------------------------------------------------------------------------
 
 
 def test_an_unpicklable_argument_is_an_error_of_the_call_and_names_the_path() -> None:
@@ -195,7 +195,7 @@ def test_an_unpicklable_callable_is_an_error_of_the_call() -> None:
         assert pool.map(square, range(4)) == [0, 1, 4, 9]
 
 
-# -- the input raises --------------------------------------------------------------------------------------------------
+# -- the input raises ------------------------------------------------------------------------------------------------
 
 
 class BrokenInputError(Exception):
@@ -225,13 +225,13 @@ def test_an_iterable_that_raises_is_the_callers_own_error() -> None:
 def test_imap_delivers_what_came_before_the_input_failed() -> None:
     """The items that were read are not lost."""
     delivered = []
-    with WorkerPool(processes=2) as pool, pytest.raises(BrokenInputError):
+    with WorkerPool(processes=2) as pool, pytest.raises(BrokenInputError):  # noqa: PT012 -- the loop is what raises
         for result in pool.imap(square, broken_input()):
-            delivered.append(result)  # noqa: PERF402 -- the loop is left by the error
+            delivered.append(result)
     assert delivered == [0, 1, 4]
 
 
-# -- initializers ------------------------------------------------------------------------------------------------------
+# -- initializers ----------------------------------------------------------------------------------------------------
 
 
 def test_a_failing_initializer_is_raised_where_the_pool_is_made() -> None:

@@ -1,11 +1,12 @@
 """Workers that die, in every way and at every point of their lives: nothing hangs, nothing is lost or delivered twice.
 
-Deaths come from the worker itself (`support.faults.die`), which makes their moment exact, or from outside by signal when
-the worker has said where it is. A worker that is only stopped (SIGSTOP) is killed from outside afterwards.
+Deaths come from the worker itself (`support.faults.die`), which makes their moment exact, or from outside by signal
+when the worker has said where it is. A worker that is only stopped (SIGSTOP) is killed from outside afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -74,7 +75,7 @@ def said_pid(path: Path, eventually: Callable[..., None]) -> int:
     return int(notes(str(path))[0])
 
 
-# -- idle ----------------------------------------------------------------------------------------------------------------
+# -- idle ------------------------------------------------------------------------------------------------------------
 
 
 @WAYS
@@ -96,7 +97,7 @@ def test_death_of_an_idle_worker_is_repaired(
         assert victim not in pool.map(os_pid_for, range(20), batch_size=1)
 
 
-# -- reading -------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_death_while_reading_a_large_argument_harms_nobody(eventually: Callable[..., None]) -> None:
@@ -126,7 +127,7 @@ def test_an_argument_that_is_deadly_to_open_fails_its_task(
         assert pool.map(square, range(8)) == SQUARES
 
 
-# -- running -------------------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------------------------
 
 
 @WAYS
@@ -142,7 +143,7 @@ def test_death_while_running_says_what_ran_and_how_it_ended(
             victim = said_pid(pid_path, eventually)
             os.kill(victim, signal.SIGSTOP)
             finish_off(victim, way)
-            with pytest.raises(ProcessExitedException, match="SIGKILL.*say_and_block") as caught:
+            with pytest.raises(ProcessExitedException, match=r"SIGKILL.*say_and_block") as caught:
                 future.result()
         else:
             with pytest.raises(ProcessExitedException, match=f"{SAYS[way]}.*note_and_die") as caught:
@@ -230,7 +231,7 @@ def test_pmap_survives_deaths_with_retries(workers: Callable[[int], list[int]], 
     assert len(procs()) == 2
 
 
-# -- writing -------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------------------------
 
 
 @WAYS
@@ -248,7 +249,7 @@ def test_death_in_the_middle_of_writing_a_large_result(
         assert pool.map(square, range(8)) == SQUARES
 
 
-# -- out of memory -------------------------------------------------------------------------------------------------------
+# -- out of memory ---------------------------------------------------------------------------------------------------
 
 
 def test_a_task_that_may_not_have_more_memory_fails_alone() -> None:
@@ -271,14 +272,12 @@ def test_an_argument_that_does_not_fit_into_the_workers_memory_harms_nobody() ->
     """A worker that cannot take it in fails that task or is replaced; the call does not hang."""
     with WorkerPool(processes=1) as pool:
         pool.submit(limit_memory, 64 << 20).result()
-        try:
+        with contextlib.suppress(MemoryError, ProcessExitedException):
             assert pool.submit(len, bytes(200_000_000)).result() == 200_000_000
-        except (MemoryError, ProcessExitedException):
-            pass
         assert pool.map(square, range(8)) == SQUARES
 
 
-# -- starting ------------------------------------------------------------------------------------------------------------
+# -- starting --------------------------------------------------------------------------------------------------------
 
 BIRTHS = """
     import os, sys
@@ -346,7 +345,7 @@ def test_replacements_that_die_at_birth_do_not_keep_anybody_waiting(
     assert (code, out) == (0, "died\ndied\ngiven up: True\n"), err
 
 
-# -- initializing --------------------------------------------------------------------------------------------------------
+# -- initializing ----------------------------------------------------------------------------------------------------
 
 
 def test_a_replacement_whose_initializer_fails_does_not_keep_anybody_waiting(tmp_path: Path) -> None:
@@ -374,7 +373,7 @@ def test_a_replacement_that_dies_in_its_initializer_does_not_keep_anybody_waitin
             pool.map(square, range(8))
 
 
-# -- being removed -------------------------------------------------------------------------------------------------------
+# -- being removed ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "left alone"])

@@ -49,7 +49,7 @@ def run(run_script: Callable[..., Any]) -> Callable[..., Any]:
     return lambda text, *args: run_script(IMPORTS + text, *args, env=ENVIRONMENT)
 
 
-# -- the driver is killed ------------------------------------------------------------------------------------------------
+# -- the driver is killed --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", ["block", "hold"])
@@ -76,7 +76,7 @@ def test_workers_are_gone_when_the_driver_is_killed(
     script.no_survivors(timeout=2)
 
 
-# -- the fork server is killed -------------------------------------------------------------------------------------------
+# -- the fork server is killed ---------------------------------------------------------------------------------------
 
 
 def test_a_killed_fork_server_takes_its_workers_along_and_nobody_waits(run: Callable[..., Any]) -> None:
@@ -100,7 +100,7 @@ def test_a_killed_fork_server_takes_its_workers_along_and_nobody_waits(run: Call
     assert (code, out) == (0, f"{names}\nTrue\n[0, 1, 4, 9]\n[0, 1, 4, 9]\n"), err
 
 
-# -- Ctrl-C --------------------------------------------------------------------------------------------------------------
+# -- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
 def read_to_the_end(terminal: int) -> Iterator[str]:
@@ -125,7 +125,7 @@ def test_ctrl_c_in_a_terminal_ends_a_map_at_once(task: str, tmp_path: Path, even
     script = tmp_path / "script.py"
     script.write_text("\n".join(line[4:] for line in text.splitlines()))
     ours, theirs = pty.openpty()
-    # The child makes the terminal its controlling one, as a shell's terminal is: then ^C is SIGINT to the foreground group.
+    # The child makes it its controlling terminal, as a shell's is: then ^C is SIGINT to the foreground group.
     boot = (
         "import fcntl, runpy, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); del sys.argv[0]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -155,7 +155,7 @@ def test_ctrl_c_in_a_terminal_ends_a_map_at_once(task: str, tmp_path: Path, even
 def test_a_pool_survives_ctrl_c(
     task: str, start: Callable[..., Any], tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
-    """Whoever catches KeyboardInterrupt goes on with the same pool; what ran was stopped, if need be with its worker."""
+    """Whoever catches KeyboardInterrupt goes on with the same pool; what ran was stopped, or its worker killed."""
     script = start(
         """
     with WorkerPool(processes=2) as pool:
@@ -183,7 +183,7 @@ def test_a_pool_survives_ctrl_c(
     script.no_survivors()
 
 
-# -- the driver forks ----------------------------------------------------------------------------------------------------
+# -- the driver forks ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["os._exit(0)", "sys.exit(0)", "raise SystemExit", "pool.close(); os._exit(0)"])
@@ -235,12 +235,12 @@ def test_a_forked_child_may_have_a_pool_of_its_own(run: Callable[..., Any]) -> N
     assert (code, out, err) == (0, "7 [0, 1, 4, 9]\n", "")
 
 
-# -- leaving in the middle -----------------------------------------------------------------------------------------------
+# -- leaving in the middle -------------------------------------------------------------------------------------------
 
 
 def test_an_exception_in_the_with_block_ends_the_workers(tmp_path: Path, eventually: Callable[..., None]) -> None:
     """At once, whatever they do; the exception is the caller's own."""
-    with pytest.raises(ZeroDivisionError), WorkerPool(processes=2) as pool:
+    with pytest.raises(ZeroDivisionError), WorkerPool(processes=2) as pool:  # noqa: PT012 -- the block is the subject
         future = pool.submit(say_and_block, str(tmp_path / "ready"), 1)
         eventually((tmp_path / "ready").exists)
         1 / 0  # noqa: B018

@@ -142,7 +142,7 @@ def test_endless_input_with_a_slow_consumer_is_read_a_bounded_way_ahead(ordered:
 
     def endless() -> Iterator[int]:
         nonlocal last
-        for last in read:
+        for last in read:  # noqa: UP028 -- the loop counts
             yield last
 
     ahead = 0
@@ -193,6 +193,6 @@ def test_an_iterator_of_a_terminated_pool_does_not_wait_for_ever() -> None:
     results = pool.imap(square, itertools.count())
     assert next(results) == 0
     pool.terminate()
-    with pytest.raises(Exception, match="closed|ended|removed|killed|exited"):  # noqa: B017, PT012 -- what was ready may come
+    with pytest.raises(Exception, match=r"closed|ended|removed|killed|exited"):
         for _ in results:
             pass
