@@ -77,7 +77,9 @@ class Worker:
     def serve(self) -> None:
         """Run what comes until the end."""
         while not self._is_leaving:
-            self._work.done = False  # before looking, so that what comes meanwhile is not overlooked
+            # Both before looking, so that what comes meanwhile is not overlooked, nor left to a thread that is busy.
+            self._work.done = False
+            self._is_idle = False
             if self._jobs:
                 self._run_job()
             elif self._tasks.has_waiting:
@@ -123,8 +125,14 @@ class Worker:
         if self._is_idle and not self._jobs:
             self._jobs.append(job)
             self._work.complete()
-        else:
-            self._member.threads.run(partial(_run_aside, job))
+            if self._is_idle:
+                return
+            # The main thread woke meanwhile, for this job or for something else that it has seen first.
+            try:
+                job = self._jobs.popleft()
+            except IndexError:  # it has it
+                return
+        self._member.threads.run(partial(_run_aside, job))
 
     def _main_is_busy(self) -> None:
         """The main thread has been in user code for a tick: stand in for it. Called on the background thread."""
