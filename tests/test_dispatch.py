@@ -85,11 +85,10 @@ def test_long_task_first(pool: WorkerPool, gate: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 10, 33])
 def test_explicit_batch_size_is_honoured(pool: WorkerPool, size: int) -> None:
-    """Each batch is run by one worker, and none is divided."""
+    """Each batch is run by one worker, and none is divided; who runs how many is not promised."""
     ran = pool.map(lambda _: __import__("os").getpid(), range(330), batch_size=size)
     batches = [ran[start : start + size] for start in range(0, 330, size)]
     assert all(len(set(batch)) == 1 for batch in batches)
-    assert len(set(ran)) == 2
 
 
 def test_every_task_is_run_once(pool: WorkerPool, tmp_path: Path) -> None:

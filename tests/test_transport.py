@@ -162,13 +162,26 @@ def test_waiter_can_be_used_again(reader: Reader, line: Line) -> None:
 
 
 def test_one_thread_reads_at_a_time(reader: Reader, line: Line) -> None:
-    """While a thread leads, everything is handled there: the second byte is sent inside the first one's handler."""
-    first, second = line.expect(), line.expect()
-    line.action = line.say
+    """The role may pass from one to the other between two messages, and never within one."""
+    handling = threading.Lock()
+    overlaps: list[bool] = []
+
+    def handle() -> None:
+        overlaps.append(not handling.acquire(False))
+        line.action = handle
+        line.say()  # readable again, for whoever else would read
+        handling.release()
+
+    line.action = handle
     line.say()
-    assert reader.wait(second, Deadline(WAIT))
-    assert first.done
-    assert len(set(line.readers)) == 1
+    for _ in range(20):
+        waiters = [line.expect() for _ in range(20)]
+        for thread in start_waiting(reader, waiters[:10]):
+            thread.join(WAIT)
+        assert reader.wait(waiters[-1], Deadline(WAIT))
+    line.action = lambda: None
+    assert overlaps
+    assert not any(overlaps)
 
 
 def test_eager_wait_spins_and_then_sleeps(reader: Reader, line: Line) -> None:
