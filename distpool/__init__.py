@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from distpool.errors import LaunchWorkerError as LaunchWorkerError
     from distpool.errors import ProcessExitedException as ProcessExitedException
     from distpool.errors import RemoteException as RemoteException
-    from distpool.listening import start_worker as start_worker
-    from distpool.main_names import capture as capture
-    from distpool.main_names import clear as clear
-    from distpool.managers.interface import ClusterManager as ClusterManager
-    from distpool.managers.interface import WorkerConfig as WorkerConfig
-    from distpool.managers.interface import default_addprocs_params as default_addprocs_params
-    from distpool.managers.local import LocalManager as LocalManager
     from distpool.lifecycle import add_worker_exited_callback as add_worker_exited_callback
     from distpool.lifecycle import add_worker_exiting_callback as add_worker_exiting_callback
     from distpool.lifecycle import add_worker_started_callback as add_worker_started_callback
@@ -44,6 +37,13 @@ if TYPE_CHECKING:
     from distpool.lifecycle import remove_worker_started_callback as remove_worker_started_callback
     from distpool.lifecycle import remove_worker_starting_callback as remove_worker_starting_callback
     from distpool.lifecycle import setstatus as setstatus
+    from distpool.listening import start_worker as start_worker
+    from distpool.main_names import capture as capture
+    from distpool.main_names import clear as clear
+    from distpool.managers.interface import ClusterManager as ClusterManager
+    from distpool.managers.interface import WorkerConfig as WorkerConfig
+    from distpool.managers.interface import default_addprocs_params as default_addprocs_params
+    from distpool.managers.local import LocalManager as LocalManager
     from distpool.membership import addprocs as addprocs
     from distpool.membership import check_same_host as check_same_host
     from distpool.membership import interrupt as interrupt

@@ -1,12 +1,14 @@
 """References given and given back between the members of one cluster: what each message about them does.
 
-Used by the member. Turns claims (``claims``) into news for the owners and news from others into counts in the store. News
-between two workers go through process 1, always, so that "one more" and "one less" of one sender cannot overtake each other.
-News are sent when a message with references is, or when references were dropped, from time to time and never in a finaliser.
+Used by the member. Turns claims (``claims``) into news for the owners and news from others into counts in the store.
+News between two workers go through process 1, always, so that "one more" and "one less" of one sender cannot overtake
+each other. News are sent when a message with references is, or when references were dropped, from time to time and
+never in a finaliser.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Sequence
 from typing import Any, Final
@@ -81,10 +83,8 @@ class Bookkeeping:
         self._send(route, kind, self._cluster.pid, where, pickle.dumps(rows))
 
     def _send(self, route: int, kind: int, whence: int, where: int, body: Any) -> None:
-        try:
+        with contextlib.suppress(ValueError, RuntimeError):  # the owner is gone, and what it kept with it
             self._cluster.peer(route).send(kind, whence=whence, ref=where, body=body)
-        except (ValueError, RuntimeError):
-            pass  # the owner is gone, and what it kept with it
 
     # -- what others tell, on the reading thread -----------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Functions to call when workers come and go, and the small notes that are kept about each worker.
 
-Used by the member, one table per cluster, filled by the verbs of ``lifecycle``. All callbacks of one event run at the same
-time, each in a call thread, never on the reading thread. Owns: the callbacks and the statuses.
+Used by the member, one table per cluster, filled by the verbs of ``lifecycle``. All callbacks of one event run at the
+same time, each in a call thread, never on the reading thread. Owns: the callbacks and the statuses.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def _check_signature(event: str, function: Callable[..., object]) -> None:
     try:
         inspect.signature(function).bind(*range(ARGUMENTS[event]))
     except TypeError as error:
-        raise TypeError(f"{function!r} cannot be called with the {ARGUMENTS[event]} arguments of {event}: {error}") from None
+        raise TypeError(
+            f"{function!r} cannot be called with the {ARGUMENTS[event]} arguments of {event}: {error}"
+        ) from None
     except ValueError:  # a built-in without a signature: it will show
         pass

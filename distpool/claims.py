@@ -1,15 +1,16 @@
 """This process's claims on values that others keep: how often each reference was given to us, and giving it back.
 
-Used by the member, one table per cluster. Distributed reference counting, by weight: whoever sends a reference to process p
-first tells its owner "p has one more", and p, when it drops the reference, gives back as many as it was given. So it does not
-matter which of the two the owner hears first, and a reference that was received but never decoded is given back too::
+Used by the member, one table per cluster. Distributed reference counting, by weight: whoever sends a reference to
+process p first tells its owner "p has one more", and p, when it drops the reference, gives back as many as it was
+given. So it does not matter which of the two the owner hears first, and a reference that was received but never
+decoded is given back too::
 
     sender --added: p, 1--> owner          the owner keeps the value while any count is not zero
        +----the reference--> p --dropped: p, 1--> owner
 
-A ``Claim`` is what all handles of one reference in this process share, and what a message holds on its way to be opened.
-Any thread may enter; finalisers do nothing but append to a deque, for they run at any line of any thread, whatever lock is
-held. ``flush`` sends what has gathered; the member calls it often.
+A ``Claim`` is what all handles of one reference in this process share, and what a message holds on its way to be
+opened. Any thread may enter; finalisers do nothing but append to a deque, for they run at any line of any thread,
+whatever lock is held. ``flush`` sends what has gathered; the member calls it often.
 """
 
 from __future__ import annotations

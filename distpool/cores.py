@@ -1,7 +1,7 @@
 """How many cores this process may really use: what ``processes=None`` means.
 
-The number of cores of the machine is not it: the process may be pinned to some of them, or live in a control group with a
-quota of processor time, as in a container.
+The number of cores of the machine is not it: the process may be pinned to some of them, or live in a control group
+with a quota of processor time, as in a container.
 """
 
 from __future__ import annotations

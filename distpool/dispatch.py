@@ -439,9 +439,7 @@ class Dispatch:
                 values: list[Any] = load(frame.body, frame.buffers)
                 return values
             member, pid = self._member, shipment.slot.pid
-            return [
-                Unopened(member, pid, item, frame.claims) for item in unbundle(frame.body, frame.buffers)[1]
-            ]
+            return [Unopened(member, pid, item, frame.claims) for item in unbundle(frame.body, frame.buffers)[1]]
         except Exception as error:  # a payload that does not open costs these tasks, never the connection
             return [Raised(error)] * count
 

@@ -1,8 +1,8 @@
 """How two workers come to know each other: process 1 makes a socket pair and hands each of them one end.
 
-Used by the member. A worker that first needs another one asks process 1 (MEET); both get NEIGHBOUR with a descriptor, and
-the asker then its answer, on the same stream, so the connection is there when the answer is. Nobody listens on a port.
-Process 1 owns the memory of which pairs it has introduced.
+Used by the member. A worker that first needs another one asks process 1 (MEET); both get NEIGHBOUR with a descriptor,
+and the asker then its answer, on the same stream, so the connection is there when the answer is. Nobody listens on a
+port. Process 1 owns the memory of which pairs it has introduced.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A worker's way into a cluster: launched by its manager, connected, told who it is, made a member.
 
-Used by ``membership`` and by pools that own their workers. Runs in the thread that adds workers, and a call thread for each
-worker that must be dialled; one addition or removal at a time (the cluster's membership lock)::
+Used by ``membership`` and by pools that own their workers. Runs in the thread that adds workers, and a call thread for
+each worker that must be dialled; one addition or removal at a time (the cluster's membership lock)::
 
     manager.launch -> WorkerConfig -> a stream -> JOIN -> JOINED -> first calls -> member, told to all
 
@@ -50,7 +50,6 @@ class _Launched:
         if config.output is None:  # a manager without ways of its own
             config.output = Output(self._output)
         self.joining.append(_Joining(self._member, self._manager, config, self._welcome))
-
 
     def abandon(self) -> None:
         """An interrupt ends ``addprocs``: what has not joined would be nobody's."""

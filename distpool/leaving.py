@@ -1,7 +1,7 @@
 """A worker's way out: asked to end (EXIT), and killed when it does not within the grace time.
 
-Used by ``membership``, by pools that own their workers, and at the end of the program. A worker leaves the membership at
-once; its pending calls fail when its process is gone, and whoever removes it waits for that.
+Used by ``membership``, by pools that own their workers, and at the end of the program. A worker leaves the membership
+at once; its pending calls fail when its process is gone, and whoever removes it waits for that.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Being told when workers come and go: callbacks at four moments, and a small status for each worker.
 
-For libraries that set up every worker of a cluster, or want to know what one was doing when it died. From DistributedNext,
-the successor of Julia's Distributed. All of it on process 1. Errors: those of "starting" and "started" callbacks come out of
-``addprocs`` (the workers stay), those of "exiting" and "exited" are logged.
+For libraries that set up every worker of a cluster, or want to know what one was doing when it died. From
+DistributedNext, the successor of Julia's Distributed. All of it on process 1. Errors: those of "starting" and
+"started" callbacks come out of ``addprocs`` (the workers stay), those of "exiting" and "exited" are logged.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def remove_worker_exited_callback(key: Hashable) -> None:
 def setstatus(value: Any, key: Hashable, pid: int | None = None) -> None:
     """Keep one small value about a worker (default: this process) on process 1, under a key of your own.
 
-    Readable by ``getstatus`` from everywhere, also inside an "exited" callback; forgotten after it. Raises ValueError or
-    ProcessExitedException for a pid that is no process.
+    Readable by ``getstatus`` from everywhere, also inside an "exited" callback; forgotten after it. Raises ValueError
+    or ProcessExitedException for a pid that is no process.
     """
     member = default_member()
     pid = member.pid if pid is None else pid

@@ -48,7 +48,8 @@ Action = Callable[[Peer, Frame], None]
 # millisecond; a process that closed its stream and lives on is killed after this time.
 EXIT_REPORT_SECONDS: Final = 0.5
 
-# One set of idle threads for all clusters that share a reader: many pools, one after the other, need no more than one has.
+# One set of idle threads for all clusters that share a reader: many pools, one after the other, need no more than one
+# has.
 _call_threads: WeakKeyDictionary[Reader, CallThreads] = WeakKeyDictionary()
 
 

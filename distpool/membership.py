@@ -261,11 +261,11 @@ def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None) -> Removal
 def interrupt(*pids: int | Iterable[int]) -> None:
     """Stop what workers are doing: each of their running requests fails with KeyboardInterrupt in a RemoteException.
 
-    No arguments means all workers. Returns when the orders are sent. An idle worker is not harmed, and requests that come
-    later are not affected; process 1 is left alone. What runs in a worker's main thread is interrupted where it is, C code
-    that holds the interpreter when it next lets go; for other threads the caller is answered at once. Raises RuntimeError
-    on a worker, ValueError for a pid that never was a process, ProcessExitedException for one that is gone. Julia's
-    ``interrupt``.
+    No arguments means all workers. Returns when the orders are sent. An idle worker is not harmed, and requests that
+    come later are not affected; process 1 is left alone. What runs in a worker's main thread is interrupted where it
+    is, C code that holds the interpreter when it next lets go; for other threads the caller is answered at once.
+    Raises RuntimeError on a worker, ValueError for a pid that never was a process, ProcessExitedException for one that
+    is gone. Julia's ``interrupt``.
     """
     member = default_member()
     if member.pid != DRIVER:

@@ -25,7 +25,7 @@ JOIN           who you are, whom you know            JOINED
 JOINED         os pid and facts of the new member    --
 MEMBERS        all pids of the cluster               --
 EXIT           --                                    the process ends
-MEET           --                                    RESULT, when we are connected to process ``ref`` (asked of process 1)
+MEET           --                                    RESULT, when we are connected to process ``ref``
 NEIGHBOUR      --                                    nothing: the descriptor is a connection to process ``ref``
 ADDED          [(ref id, pid, how many)]             nothing: those processes hold references now; ``ref`` is the owner
 DROPPED        [(ref id, how many)]                  nothing: process ``whence`` gives references back to owner ``ref``

@@ -96,7 +96,8 @@ def distributed(*args: Any, reducer: Callable[[Any, Any], Any] | None = None, in
         slices = [items[part.start : part.stop] for part in splitrange(0, len(items) - 1, len(pids))]
         if reducer is None:
             return _begin(member, body, slices)
-        return _reduced(member, list(zip(pids, slices)), body, reducer, init)  # noqa: B905  # fewer slices if it is short
+        # There are fewer slices than processes if the sequence is short.
+        return _reduced(member, list(zip(pids, slices, strict=False)), body, reducer, init)
 
     return run
 

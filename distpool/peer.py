@@ -19,8 +19,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from distpool import segments
-from distpool.errors import RemoteProtocolError
 from distpool.claims import split_table, table_of, with_table
+from distpool.errors import RemoteProtocolError
 from distpool.interrupts import DeferredInterrupt
 from distpool.messages import FLAG_GLOBALS, FLAG_REFS
 from distpool.pickling import Parcel, SentGlobals, peel, wrap

@@ -150,9 +150,7 @@ class Future(RemoteRef, Generic[T]):
         self._fetchers: list[Waiter] | None = None  # threads that wait for the one that fetches
 
     @classmethod
-    def of(
-        cls, member: Member, where: int, rrid: RRID, value: Any = _NOTHING, is_new: bool = True
-    ) -> Future[Any]:
+    def of(cls, member: Member, where: int, rrid: RRID, value: Any = _NOTHING, is_new: bool = True) -> Future[Any]:
         """Make the handle of a reference that exists."""
         future = cls.__new__(cls)
         RemoteRef.__init__(future, member, where, rrid, is_new)

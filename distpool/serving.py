@@ -1,9 +1,9 @@
 """Requests from other processes: what runs here for them, and how it is answered.
 
-Used by the member. The reading thread only notes that a request has come and hands a job to ``execute``; the job opens the
-payload, runs it and answers, in a worker's main thread or a thread of its own. Every request is answered exactly once,
-whatever happens: by its value, by what it raised, by the reason why its value cannot travel, or, when it is interrupted
-while its thread cannot be stopped, by KeyboardInterrupt at once. Owns: the table of running requests.
+Used by the member. The reading thread only notes that a request has come and hands a job to ``execute``; the job opens
+the payload, runs it and answers, in a worker's main thread or a thread of its own. Every request is answered exactly
+once, whatever happens: by its value, by what it raised, by the reason why its value cannot travel, or, when it is
+interrupted while its thread cannot be stopped, by KeyboardInterrupt at once. Owns: the table of running requests.
 """
 
 from __future__ import annotations

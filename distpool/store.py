@@ -37,7 +37,8 @@ class _Entry:
 
     def __init__(self, channel: Any, client: int) -> None:
         self.channel = channel
-        # How often each process was given the reference. Less than nothing: it gave back before we heard that it got it.
+        # How often each process was given the reference. Less than nothing: it gave back before we heard that it got
+        # it.
         self.clients = {client: 1}
         self.is_set = False  # it is a Future, and has its value
         self.waiting: set[_Request] = set()

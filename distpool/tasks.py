@@ -38,8 +38,8 @@ CALL: Final = 2  # f(*item[0], **item[1])
 
 # Words of the page: which envelope, how many of its tasks have begun, when the last of them began (nanoseconds,
 # monotonic).
-# Zero for the last means that all have ended and their results are on their way. The notes stay after that: whoever dies
-# while it packs or sends a result is to blame for that, too. The extra runner's notes follow the main thread's.
+# Zero for the last means that all have ended and their results are on their way. The notes stay after that: whoever
+# dies while it packs or sends a result is to blame for that, too. The extra runner's notes follow the main thread's.
 PAGE_ENVELOPE: Final = 0
 PAGE_STARTED: Final = 1
 PAGE_SINCE: Final = 2
@@ -206,7 +206,7 @@ class Tasks:
             self._wake_main()
 
     def is_running(self, thread: int, request: int, number: int) -> bool:
-        """True while ``thread`` runs the envelope ``request`` and is in its task ``number``, counted from 1; 0 is any."""
+        """True while ``thread`` runs task ``number`` (counted from 1; 0 is any) of the envelope ``request``."""
         envelope = self._running.get(thread)
         return envelope is not None and envelope.frame.request == request and number in (0, envelope.started)
 
@@ -246,7 +246,7 @@ class Tasks:
                 page[PAGE_ENVELOPE], page[PAGE_STARTED], page[PAGE_SINCE] = noted
 
     def _notes(self) -> memoryview:
-        """Return the part of the page that belongs to this thread; besides the main thread one more runs tasks at a time."""
+        """Return this thread's part of the page; besides the main thread one more runs tasks at a time."""
         return self._main_notes if threading.get_ident() == self._main else self._extra_notes
 
     def _prepare(self, envelope: Envelope) -> tuple[Any, int]:

@@ -185,7 +185,7 @@ class Worker:
             self._leave()  # the main thread is in user code, and may stay there
 
     def _interrupt(self, peer: Peer, frame: Frame) -> None:
-        """Interrupt one task (``whence``; 0: any) of an envelope, or (``ref`` 0) all that runs here; else nothing happens."""
+        """Interrupt one task (``whence``; 0: any) of an envelope, or (``ref`` 0) all that runs here."""
         if frame.request:
             peer.send_parcel(m.RESULT, serving.NOTHING, request=frame.request)
         if not frame.ref:
@@ -235,7 +235,7 @@ class Worker:
         os._exit(0)
 
 
-def _run_aside(job: Callable[[], None]) -> None:
+def _run_aside(job: Callable[[], object]) -> None:
     """Run a direct call in a thread of its own."""
     try:
         job()

@@ -21,7 +21,18 @@ from __future__ import annotations
 from .captured import capture, dump_exception, load_exception
 from .functions import mentioned_names, shipped_namespace
 from .globals_ import SentGlobals, peel, unwrap, wrap
-from .parcel import Parcel, ShippedGlobal, dump, dump_arguments, goes_by_name, in_message, is_plain, load, note_ref, sending_to
+from .parcel import (
+    Parcel,
+    ShippedGlobal,
+    dump,
+    dump_arguments,
+    goes_by_name,
+    in_message,
+    is_plain,
+    load,
+    note_ref,
+    sending_to,
+)
 
 __all__ = [
     "Parcel",

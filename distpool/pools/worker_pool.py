@@ -1,9 +1,7 @@
-"""Worker pools: who is a member, who is idle, and work for whoever is.
+"""The everyday pool: ``map`` and its relatives, ``submit``, and Julia's ``take`` and ``put``.
 
-``WorkerPool`` is the everyday object: over given processes, or with workers of its own (``processes=N``), which live in
-a private cluster, are replaced when they die and removed when the pool closes. ``CachingPool`` keeps each callable at
-the workers between calls. The default pool has every worker that ``addprocs`` made. A pool of any other kind needs only
-the methods of ``AbstractWorkerPool``.
+Over given processes, or with workers of its own (``owned``). Work goes through the pool's ``Dispatch``; this room
+checks what the user gave and makes jobs of it.
 """
 
 from __future__ import annotations
@@ -14,20 +12,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
-from distpool.calls import call_and_fetch, call_into_future, do_in, wrapped
-from distpool.cores import usable_cores
 from distpool.dispatch import Dispatch
-from distpool.errors import CompositeException, LaunchWorkerError, ProcessExitedException
+from distpool.errors import ProcessExitedException
 from distpool.futures import TaskFuture
-from distpool.jobs import CallJob, MapJob, Retries, StreamJob, next_number
-from distpool.joining import add_workers
-from distpool.leaving import leave
-from distpool.managers.local import LocalManager
+from distpool.jobs import CallJob, MapJob, Retries, StreamJob
 from distpool.member import Member, default_member, process_reader
-
 from distpool.messages import DRIVER
 from distpool.output import How, checked_mode
-from distpool.pickling import Parcel, dump, dump_arguments, goes_by_name
+from distpool.pickling import Parcel, dump, dump_arguments, goes_by_name, in_message
+from distpool.pools.abstract import AbstractWorkerPool
+from distpool.pools.handles import handle_of, register
+from distpool.pools.owned import OwnedWorkers
 from distpool.refs import Future
 from distpool.transport import Deadline
 
@@ -36,97 +31,8 @@ T = TypeVar("T")
 # Callables that a pool keeps at its workers, beside those in use; the least lately used goes first. Arbitrary: enough
 # for a program's own functions, and a bound for one that makes a new lambda for each call.
 KEPT_FUNCTIONS: Final = 64
-# A pool gives up when so many workers per process died in a row before they finished anything.
-STILLBIRTHS: Final = 3
 
 _NOT_GIVEN: Any = object()
-
-
-class AbstractWorkerPool:
-    """What a pool promises: ``push``, ``put``, ``take``, ``wait``, ``isready``, ``workers``. Julia's type.
-
-    With these it can be used wherever a pool is expected: ``remotecall(f, pool)``, ``remote(pool, f)``,
-    ``pmap(f, pool, xs)``.
-    """
-
-    def push(self, pid: int) -> None:
-        """Make a process a member, and free."""
-        raise NotImplementedError(f"{type(self).__name__} has to define push(pid)")
-
-    def put(self, pid: int) -> int:
-        """Give a process back that ``take`` returned."""
-        raise NotImplementedError(f"{type(self).__name__} has to define put(pid)")
-
-    def take(self, timeout: float | None = None) -> int:
-        """Return a free member and hold it, waiting for one."""
-        raise NotImplementedError(f"{type(self).__name__} has to define take(timeout)")
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until a member is free; holds none."""
-        raise NotImplementedError(f"{type(self).__name__} has to define wait(timeout)")
-
-    def isready(self) -> bool:
-        """True when ``take`` would return at once."""
-        raise NotImplementedError(f"{type(self).__name__} has to define isready()")
-
-    def workers(self) -> list[int]:
-        """Return the members."""
-        raise NotImplementedError(f"{type(self).__name__} has to define workers()")
-
-    def nworkers(self) -> int:
-        """Return the number of members."""
-        return len(self.workers())
-
-    def __len__(self) -> int:
-        return len(self.workers())
-
-    def __bool__(self) -> bool:
-        return True  # an empty pool is still a pool
-
-    # -- calls on a pool -----------------------------------------------------------------------------------------
-
-    def remotecall(self, f: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run ``f`` on a free member, which is held until ``f`` is done."""
-        pid = self.take()
-        try:
-            future = call_into_future(self._home(), f, pid, args, kwargs)
-        except BaseException:
-            self.put(pid)
-            raise
-        self._home().threads.run(lambda: self._put_when_done(future, pid))
-        return future
-
-    def _put_when_done(self, future: Future[Any], pid: int) -> None:
-        try:
-            future.wait()
-        except BaseException:  # whoever fetches is told
-            pass
-        finally:
-            self.put(pid)
-
-    def remotecall_fetch(self, f: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-        """Run ``f`` on a free member and return its result."""
-        pid = self.take()
-        try:
-            return call_and_fetch(self._home(), f, pid, args, kwargs)
-        finally:
-            self.put(pid)
-
-    def remotecall_wait(self, f: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run ``f`` on a free member and wait for it; raises what it raised."""
-        return self.remotecall(f, *args, **kwargs).wait()
-
-    def remote_do(self, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
-        """Run ``f`` on a free member and forget it; the member is free again at once."""
-        pid = self.take()
-        try:
-            do_in(self._home(), f, pid, args, kwargs)
-        finally:
-            self.put(pid)
-
-    def _home(self) -> Member:
-        """The cluster that the pids belong to."""
-        return default_member()
 
 
 class WorkerPool(AbstractWorkerPool):
@@ -157,13 +63,15 @@ class WorkerPool(AbstractWorkerPool):
         output: How = "raw",
         logging: bool | int | str = False,
     ) -> None:
-        self._owned: _OwnedWorkers | None = None
+        self._owned: OwnedWorkers | None = None
         if processes is not _NOT_GIVEN:
             if pids is not None:
                 raise TypeError("WorkerPool() takes pids, or processes=, but not both")
             self._set_up(Member(DRIVER, process_reader()))
             options = {"output": checked_mode(output), "logging": logging}
-            self._owned = _OwnedWorkers(self, processes, initializer, tuple(initargs), tuple(preload), options)
+            self._owned = OwnedWorkers(
+                self._member, self._dispatch, processes, initializer, tuple(initargs), tuple(preload), options
+            )
             self._owned.start()
             return
         if initializer is not None or preload or output != "raw" or logging is not False:
@@ -385,7 +293,9 @@ class WorkerPool(AbstractWorkerPool):
 
     def _check_open(self) -> None:
         if self._os_pid != os.getpid():  # no repr: a lock may have been held when the process was copied
-            raise RuntimeError(f"this pool belongs to process {self._os_pid}, which forked this one; make a new pool here")
+            raise RuntimeError(
+                f"this pool belongs to process {self._os_pid}, which forked this one; make a new pool here"
+            )
         if self._is_closed:
             raise RuntimeError(f"{self!r} is closed; make a new pool")
         if not self._dispatch.workers() and self._owned is None and self._dispatch.broken is None:
@@ -421,237 +331,10 @@ class WorkerPool(AbstractWorkerPool):
             self.terminate()
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"{self!r} cannot be sent to another process yet; send its pids and make a pool of them there")
-
-
-class _OwnedWorkers:
-    """The workers of a pool's own: started, initialised, replaced, ended."""
-
-    def __init__(
-        self,
-        pool: WorkerPool,
-        processes: int | None,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-        preload: tuple[str, ...],
-        options: dict[str, Any],
-    ) -> None:
-        wanted = usable_cores() if processes is None else processes
-        if isinstance(wanted, bool) or not isinstance(wanted, int):
-            raise TypeError(f"processes={processes!r}: a number of workers, or None for as many as there are cores")
-        if wanted < 1:
-            raise ValueError(f"processes={processes}: a pool needs at least one worker")
-        self._pool = pool
-        self._wanted = wanted
-        self._initializer = initializer
-        self._initargs = initargs
-        self._preload = preload
-        self._options = options  # of addprocs
-        self._is_ending = False
-        self._stillbirths = 0  # workers in a row that died before one was ready
-
-    def start(self) -> None:
-        """Start all workers and wait until they are ready."""
-        try:
-            self._add(self._wanted)
-        except BaseException:
-            self.end(wait_for_work=False)
-            raise
-
-    def _add(self, count: int) -> None:
-        member = self._pool._member
-        manager = LocalManager(count, reader=member.reader, preload=self._preload)
-        try:
-            pids = add_workers(member, manager, {**manager.default_addprocs_params(), **self._options})
-        except CompositeException as error:
-            raise LaunchWorkerError(f"{len(error)} of {count} workers of the pool did not start: {error}") from error
-        if self._is_ending:  # it began before these had joined
-            leave(member)
-            return
-        if self._initializer is not None:
-            self._initialize(pids)
-        for pid in pids:
-            if member.cluster.is_member(pid):
-                self._pool._dispatch.add_worker(pid)
-
-    def _initialize(self, pids: list[int]) -> None:
-        assert self._initializer is not None
-        member = self._pool._member
-        futures = [call_into_future(member, self._initializer, pid, self._initargs, {}) for pid in pids]
-        for future in futures:
-            future.wait()
-
-    def departed(self, pid: int, error: ProcessExitedException) -> None:
-        """One is gone: start another in its place. Told on the reading thread."""
-        if not self._is_ending:
-            self._pool._member.threads.run(self._replace)
-
-    def _replace(self) -> None:
-        try:
-            self._add(1)
-            self._stillbirths = 0
-        except BaseException as error:  # reported to everyone whose task waits
-            self._stillbirths += 1
-            if self._is_ending:
-                return
-            if self._initializer is None and self._stillbirths < STILLBIRTHS * self._wanted:
-                self._replace()
-            elif not self._pool._dispatch.workers():
-                self._pool._dispatch.give_up(wrapped(DRIVER, error))
-
-    def end(self, wait_for_work: bool) -> None:
-        """End the workers."""
-        member = self._pool._member
-        if wait_for_work:
-            self._pool._dispatch.drain()
-        self._is_ending = True
-        if not wait_for_work:
-            for config in list(member.configs.values()):
-                if config.process is not None:
-                    config.process.send_signal(9)
-        leave(member)
-
-
-class CachingPool(WorkerPool):
-    """A pool that sends each callable to each worker at most once, with all it captured. Julia's ``CachingPool``.
-
-    What a callable mentions is frozen at its first use in this pool; ``clear(pool)`` forgets all. A bounded number is
-    kept, the least lately used goes first. It belongs to the process that made it and cannot be sent.
-
-    >>> from distpool import addprocs, rmprocs
-    >>> pids = addprocs(1)
-    >>> CachingPool(pids).map(abs, [-1, 2])
-    [1, 2]
-    >>> _ = rmprocs(pids)
-    """
-
-    def __init__(self, pids: Iterable[int] | None = None) -> None:
-        # By identity of the callable, which is kept alive so that the identity stays its own.
-        self._cached: OrderedDict[int, tuple[Any, dict[str, Any]]] = OrderedDict()
-        self._cached_lock = threading.Lock()  # protects _cached
-        super().__init__(pids)
-
-    def _function(self, f: Callable[..., Any]) -> dict[str, Any]:
-        """How a callable travels: once per worker and pool."""
-        with self._cached_lock:
-            known = self._cached.get(id(f))
-            if known is not None:
-                self._cached.move_to_end(id(f))
-                return known[1]
-        options = {"function": dump(f), "number": next_number(), "is_kept": True}
-        with self._cached_lock:
-            options = self._cached.setdefault(id(f), (f, options))[1]  # another thread may have been quicker
-            old = self._cached.popitem(last=False)[1] if len(self._cached) > KEPT_FUNCTIONS else None
-        if old is not None:
-            self._dispatch.forget(old[1]["number"])
-        return options
-
-    def _call_job(self, f: Callable[..., Any]) -> CallJob:
-        job = CallJob(f, self._dispatch.pump, **self._function(f))
-        job.is_passing = True
-        return job
-
-    def cached(self) -> list[Any]:
-        """Return the callables that are kept, the least lately used first."""
-        with self._cached_lock:
-            return [f for f, _ in self._cached.values()]
-
-    def clear(self) -> CachingPool:
-        """Forget all callables, here and at the workers. Returns the pool."""
-        with self._cached_lock:
-            numbers = [options["number"] for _, options in self._cached.values()]
-            self._cached.clear()
-        for number in numbers:
-            self._dispatch.forget(number)
-        return self
-
-    def __reduce__(self) -> Any:
-        raise RuntimeError("a CachingPool belongs to the process that made it and cannot be sent to another")
-
-
-class _DefaultPool(WorkerPool):
-    """Every worker of the default cluster; this process itself while there is none."""
-
-    def __init__(self, member: Member) -> None:
-        self._owned = None
-        self._set_up(member)
-        for pid in member.cluster.procs():
-            if pid not in (DRIVER, member.pid):
-                self._dispatch.add_worker(pid)
-        self._stand_in()
-
-    def _stand_in(self) -> None:
-        if not self._dispatch.workers():
-            self._dispatch.add_worker(self._member.pid)
-
-    def _joined(self, pid: int) -> None:
-        self._dispatch.add_worker(pid)
-        self._dispatch.remove_worker(self._member.pid)
-
-    def _departed(self, pid: int, error: ProcessExitedException) -> None:
-        self._dispatch.remove_worker(pid)
-        self._stand_in()
-
-    def __len__(self) -> int:
-        return len([pid for pid in self.workers() if pid != self._member.pid])
-
-    def take(self, timeout: float | None = None) -> int:
-        """As ``WorkerPool.take``; process 1, as often as asked, while there is no worker."""
-        if not len(self):
-            return self._member.pid
-        return super().take(timeout)
-
-    def isready(self) -> bool:
-        """As ``WorkerPool.isready``; True while there is no worker."""
-        return not len(self) or super().isready()
-
-
-_default_lock = threading.Lock()
-_default: dict[int, AbstractWorkerPool] = {}  # by the identity of the default member
-
-
-def default_worker_pool() -> AbstractWorkerPool:
-    """Return the pool that ``remote(f)`` uses: all workers of the default cluster. Julia's ``default_worker_pool``.
-
-    While there is no worker its ``take`` returns 1 and work runs in this process.
-
-    >>> default_worker_pool().workers()
-    [1]
-    """
-    member = default_member()
-    with _default_lock:
-        pool = _default.get(id(member))
-        if pool is None:
-            pool = _default[id(member)] = _DefaultPool(member)
-        return pool
-
-
-def set_default_worker_pool(pool: AbstractWorkerPool) -> AbstractWorkerPool:
-    """Replace the default pool; return the one before. Julia's ``default_worker_pool!``."""
-    if not isinstance(pool, AbstractWorkerPool):
-        raise TypeError(f"set_default_worker_pool() takes a pool, not a {type(pool).__name__}")
-    before = default_worker_pool()
-    with _default_lock:
-        _default[id(default_member())] = pool
-    return before
-
-
-def remote(*args: Any) -> Callable[..., Any]:
-    """``remote(f)`` or ``remote(pool, f)``: return a callable that runs ``f`` on a free worker and returns its result.
-
-    The default pool is looked up when it is called. Julia's ``remote``.
-
-    >>> remote(divmod)(7, 2)
-    (3, 1)
-    """
-    pool, f = (None, *args) if len(args) == 1 else args
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        where = pool if pool is not None else default_worker_pool()
-        return where.remotecall_fetch(f, *args, **kwargs)
-
-    call.__name__ = getattr(f, "__name__", "remote")
-    return call
+        """Travel as a handle: what is done with it happens here, in the process that made the pool."""
+        if not in_message():
+            raise TypeError(f"{self!r} has a meaning only inside its cluster and cannot be pickled for anything else")
+        return handle_of, (self._member.pid, register(self))
 
 
 def _checked_input(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], ...]:
