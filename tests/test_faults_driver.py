@@ -34,7 +34,12 @@ IMPORTS = """
         touch(path)
         hold_interpreter()
 """
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]),
+    "PYTHON_COLORS": "0",  # tracebacks on a terminal are coloured from Python 3.13 on
+    # From Python 3.12 on the interpreter warns of os.fork() in a process with threads; that is its word, not ours.
+    "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",
+}
 
 
 @pytest.fixture
