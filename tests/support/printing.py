@@ -122,6 +122,12 @@ def log(message: str, *args: object, level: int = logging.INFO) -> None:
     logging.getLogger("support.printing").log(level, message, *args, extra={"field": Stubborn()})
 
 
+def log_numbers(task: int) -> None:
+    """Log many records in order, every other one an error."""
+    for number in range(50):
+        logging.log(logging.ERROR if number % 2 else logging.INFO, "%d %d", task, number)
+
+
 def log_an_exception() -> None:
     """Log a traceback."""
     try:
