@@ -143,6 +143,7 @@ class Dispatch:
         self._takers: deque[Waiter] = deque()  # threads in take() and wait()
         self._drainers: list[Waiter] = []  # threads in drain()
         self._checks_silence = False
+        self.is_replenished = False  # workers that die are replaced: no worker now does not mean none later
         self._broken: BaseException | None = None  # why there will be no worker any more
 
     # -- workers -------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ class Dispatch:
                         # To the end: the others have their turn first.
                         self._slots[slot.pid] = self._slots.pop(slot.pid)
                         return slot.pid
-                if not self._slots:
+                if not self._slots and not (self.is_replenished and self._broken is None):
                     return None
                 self._takers.append(waiter)
             try:
@@ -369,7 +370,9 @@ class Dispatch:
             return
         if job.number not in peer.known_functions:
             # Sent before it is noted: a second thread may send it once more, but never tasks before their callable.
-            peer.send_parcel(m.FUNCTION, job.function, ref=job.number, segment=job.segment())
+            peer.send_parcel(
+                m.FUNCTION, job.function, ref=job.number, segment=None if job.function.globals else job.segment()
+            )
             peer.known_functions.add(job.number)
         shipment.request = peer.next_request()
         self._book(shipment)

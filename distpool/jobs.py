@@ -321,12 +321,14 @@ class StreamJob(InputJob):
         buffer_size: int | None,
         workers: int,
         schedule: Callable[[StreamJob], None],
+        keeps: object = None,
         **options: Any,
     ) -> None:
         super().__init__(f, iterables, **options)
         self._is_ordered = is_ordered
         self._buffer_size = buffer_size
         self._workers = max(1, workers)
+        self._keeps = keeps  # the pool, which must not end while somebody has the iterator
         self._schedule = schedule  # has a call thread pump, when the consumer is busy elsewhere
         self._ready: dict[int, list[Any]] = {}  # first task to results, not consumed
         self._taking: deque[Any] = deque()  # the results that the consumer takes next

@@ -108,6 +108,7 @@ class Reader:
         self._closed = False
         self._vain_spins = 0
         self._may_spin = _usable_cpus() > 1
+        self._soon: deque[Callable[[], object]] = deque()  # calls to make at the next wake-up
         self._wake_in, self._wake_out = os.pipe()
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
@@ -142,6 +143,11 @@ class Reader:
     def _changed(self) -> None:
         if not self._poller.sees_changes_at_once:
             self.wake()
+
+    def run_soon(self, call: Callable[[], object]) -> None:
+        """Let the reading thread make a short call. For finalisers too: takes no lock, at whatever line it is called."""
+        self._soon.append(call)
+        self.wake()
 
     def wake(self) -> None:
         """Make the leader come back from its poll."""
@@ -318,6 +324,8 @@ class Reader:
             os.read(self._wake_in, 4096)
         except BlockingIOError:
             pass
+        while self._soon:
+            self._soon.popleft()()
 
     # -- the background thread -----------------------------------------------------------------------------------
 

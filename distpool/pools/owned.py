@@ -100,6 +100,11 @@ class OwnedWorkers:
             elif not self._dispatch.workers():
                 self._dispatch.give_up(wrapped(DRIVER, error))
 
+    def abandon(self) -> None:
+        """Nobody has the pool any more. On the reading thread."""
+        if not self._is_ending:
+            self._member.threads.run(lambda: self.end(wait_for_work=False))
+
     def end(self, wait_for_work: bool) -> None:
         """End the workers."""
         member = self._member

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
@@ -72,7 +73,10 @@ class WorkerPool(AbstractWorkerPool):
             self._owned = OwnedWorkers(
                 self._member, self._dispatch, processes, initializer, tuple(initargs), tuple(preload), options
             )
+            self._dispatch.is_replenished = True
             self._owned.start()
+            # A pool that nobody has any more ends its workers: jobs under way and futures that wait keep it.
+            weakref.finalize(self, self._member.reader.run_soon, self._owned.abandon).atexit = False
             return
         if initializer is not None or preload or output != "raw" or logging is not False:
             names = "initializer=, preload=, output= and logging="
@@ -89,7 +93,9 @@ class WorkerPool(AbstractWorkerPool):
         self._functions_lock = threading.Lock()  # protects _functions
         self._is_closed = False
         self._os_pid = os.getpid()  # a forked copy of this process has neither the pool nor its workers
-        member.cluster.listen(self._joined, self._departed)
+        # The cluster must not keep the pool: it would never be collected.
+        self._listeners = (_weakly(self._joined), _weakly(self._departed))
+        member.cluster.listen(*self._listeners)
 
     def __repr__(self) -> str:
         state = " closed" if self._is_closed else ""
@@ -225,6 +231,7 @@ class WorkerPool(AbstractWorkerPool):
             is_ordered=is_ordered,
             buffer_size=buffer_size,
             workers=len(self._dispatch.workers()),
+            keeps=self,
             schedule=self._dispatch.schedule,
             **self._function(f),
             **map_options(**options),
@@ -309,7 +316,7 @@ class WorkerPool(AbstractWorkerPool):
         if self._owned is not None:
             self._owned.end(wait_for_work=True)
             self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
-        self._member.cluster.unlisten(self._joined, self._departed)
+        self._member.cluster.unlisten(*self._listeners)
 
     def terminate(self) -> None:
         """Take no more work and end the pool's own workers at once, whatever they do."""
@@ -319,7 +326,7 @@ class WorkerPool(AbstractWorkerPool):
         if self._owned is not None:
             self._owned.end(wait_for_work=False)
             self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
-        self._member.cluster.unlisten(self._joined, self._departed)
+        self._member.cluster.unlisten(*self._listeners)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -335,6 +342,18 @@ class WorkerPool(AbstractWorkerPool):
         if not in_message():
             raise TypeError(f"{self!r} has a meaning only inside its cluster and cannot be pickled for anything else")
         return handle_of, (self._member.pid, register(self))
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that calls a method as long as its object lives."""
+    weak = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        target = weak()
+        if target is not None:
+            target(*args)
+
+    return call
 
 
 def _checked_input(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], ...]:
