@@ -83,8 +83,7 @@ def _page(outcomes: Sequence[Outcome], scale: Scale, date: str) -> Iterator[str]
     yield "\n## All figures\n"
     for outcome in outcomes:
         yield f"### {outcome.row.name}: {outcome.row.title}\n"
-        if outcome.row.note:
-            yield outcome.row.note + "\n"
+        yield f"{outcome.row.note} Load average {outcome.load:.1f}.\n".lstrip()
         header = ("contender", "median", "least", "most", "in terms of ours")
         absent = [(name, reason, "", "", "") for name, reason in (outcome.missing | outcome.failed).items()]
         yield from _grid(header, [*_cells(outcome), *absent])
