@@ -7,13 +7,11 @@ is light.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from distpool.light import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from distpool.broadcast import everywhere as everywhere
     from distpool.broadcast import remotecall_eval as remotecall_eval
     from distpool.calls import remote_do as remote_do
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
     from distpool.lifecycle import remove_worker_started_callback as remove_worker_started_callback
     from distpool.lifecycle import remove_worker_starting_callback as remove_worker_starting_callback
     from distpool.lifecycle import setstatus as setstatus
+    from distpool.light import Any
     from distpool.listening import start_worker as start_worker
     from distpool.main_names import capture as capture
     from distpool.main_names import clear as clear

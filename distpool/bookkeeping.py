@@ -9,13 +9,12 @@ never in a finaliser.
 from __future__ import annotations
 
 import contextlib
-import pickle
 from collections.abc import Sequence
-from typing import Any, Final
 
 from distpool import messages as m
 from distpool.claims import Claim, Claims, by_owner
 from distpool.cluster import Cluster
+from distpool.light import Any, Final, pickle
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer
 from distpool.store import Store
@@ -73,10 +72,12 @@ class Bookkeeping:
             self._reader.call_later(GIVE_BACK_SECONDS, self._give_back_regularly)
 
     def _give_back_regularly(self) -> None:
-        self.give_back()
-        self._timer_is_set = False
-        if self.claims.is_in_use:
-            self._set_timer()
+        try:
+            self.give_back()
+        finally:
+            self._timer_is_set = False
+            if self.claims.is_in_use:
+                self._set_timer()
 
     def _tell(self, where: int, kind: int, rows: list[Any]) -> None:
         route = where if self._cluster.pid == DRIVER else DRIVER

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 from distpool.errands import run_program, run_silently
 from distpool.fanout import Call, Outcome, fan_out, raise_failures
+from distpool.light import TYPE_CHECKING, Any
 from distpool.member import Member, default_member
 from distpool.messages import DRIVER
 

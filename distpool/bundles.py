@@ -6,10 +6,9 @@ numbers and bytes; the parcels' out-of-band buffers follow one another in the or
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
-from typing import Any
 
+from distpool.light import Any, pickle
 from distpool.pickling import Parcel, load, load_exception
 from distpool.wire import Buffer
 

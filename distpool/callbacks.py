@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any, Final
 
+from distpool.light import Any, Final
 from distpool.threads import CallThreads
 
 # The events, and how many arguments the callbacks of each get.

@@ -8,10 +8,10 @@ own pid pickles nothing: arguments and results are the same objects (Julia's rul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
 
 from distpool import messages as m
 from distpool.errors import RemoteException, remote_exception
+from distpool.light import Any, Protocol, TypeVar
 from distpool.member import Member, default_member
 from distpool.messages import RRID
 from distpool.peer import Peer, Reply
@@ -103,15 +103,17 @@ def call_into_future(
     if pid == member.pid:
         member.store.create(rrid, client=pid)
         member.threads.run(lambda: _run_here(member, rrid, f, args, kwargs, completion))
-    elif completion is not None:
-        member.send_request(member.peer(pid), completion, m.CALL, dump((f, args, kwargs)), *rrid)
-    else:
-        peer = member.peer(pid)
-        if not peer.send_parcel(m.CALL, dump((f, args, kwargs)), whence=rrid.whence, ref=rrid.id):
-            raise member.cluster.absence(pid)
-        if peer.has_unsent:
-            peer.wait_for_room()
-    return Future.of(member, pid, rrid)
+        return Future.of(member, pid, rrid)
+    peer, parcel = member.peer(pid), dump((f, args, kwargs))
+    future = Future.of(member, pid, rrid)  # before the call: an interrupt must not leave a result that nobody holds
+    if completion is not None:
+        member.send_request(peer, completion, m.CALL, parcel, *rrid)
+        return future
+    if not peer.send_parcel(m.CALL, parcel, whence=rrid.whence, ref=rrid.id):
+        raise member.cluster.absence(pid)
+    if peer.has_unsent:
+        peer.wait_for_room()
+    return future
 
 
 def _run_here(
@@ -127,7 +129,8 @@ def _run_here(
         has_failed = False
     except BaseException as error:  # the user's code
         value, has_failed = wrapped(member.pid, error), True
-    member.store.set_result(rrid, not has_failed, value, creator=member.pid)
+    if rrid in member.store:  # else nobody holds it any more
+        member.store.set_result(rrid, not has_failed, value, creator=member.pid)
     if completion is not None:
         completion.end(has_failed)
 
@@ -154,10 +157,10 @@ def remotecall_wait(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwarg
     if pid == member.pid:
         return call_into_future(member, f, pid, args, kwargs).wait()
     rrid = member.next_rrid()
-    peer = member.peer(pid)
-    frame = member.request(peer, m.CALL_WAIT, dump((f, args, kwargs)), rrid.whence, rrid.id)
-    member.open_answer(peer, frame)
-    return Future.of(member, pid, rrid)
+    peer, parcel = member.peer(pid), dump((f, args, kwargs))
+    future = Future.of(member, pid, rrid)  # before the call: what fails, or is interrupted, is given back with it
+    member.open_answer(peer, member.request(peer, m.CALL_WAIT, parcel, rrid.whence, rrid.id))
+    return future
 
 
 def remotecall_fetch(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwargs: Any) -> T:

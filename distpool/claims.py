@@ -8,91 +8,102 @@ decoded is given back too::
     sender --added: p, 1--> owner          the owner keeps the value while any count is not zero
        +----the reference--> p --dropped: p, 1--> owner
 
-A ``Claim`` is what all handles of one reference in this process share, and what a message holds on its way to be
-opened. Any thread may enter; finalisers do nothing but append to a deque, for they run at any line of any thread,
-whatever lock is held. ``flush`` sends what has gathered; the member calls it often.
+A ``Claim`` is what all handles of one reference in this process share, and what a message holds from its making until it
+is sent, and from its coming until it is opened. So a reference is given back only when nobody here can need it any more,
+never while a message with it waits to be sent. How often it was given to us is counted beside the claim, in the weak
+reference to it, which is all that is left when the claim dies. Any thread may enter; a claim's end appends that weak
+reference to a deque and does nothing else, for it comes at any line of any thread, whatever lock is held.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from struct import Struct
 from typing import Final
-from weakref import WeakValueDictionary
 
 from distpool.messages import RRID
 from distpool.wire import Buffer
 
-Dropped = tuple[int, RRID, int]  # owner, reference, how many
-
 
 class Claim:
-    """What this process holds of one reference: ``count`` times it was given to us. Given back when nobody needs it."""
+    """What this process holds of one reference. Given back when nobody needs it."""
 
-    __slots__ = ("__weakref__", "_dropped", "count", "rrid", "where")
+    __slots__ = ("__weakref__", "rrid", "where")
 
-    def __init__(self, dropped: deque[Dropped], where: int, rrid: RRID, count: int) -> None:
+    def __init__(self, where: int, rrid: RRID) -> None:
         self.where = where
         self.rrid = rrid
-        self.count = count
-        self._dropped = dropped
 
-    def give_back(self) -> int:
-        """Take the count: the owner is told in another way. Returns what it was."""
-        count, self.count = self.count, 0
-        return count
 
-    def __del__(self) -> None:
-        if self.count:
-            self._dropped.append((self.where, self.rrid, self.count))
+class _Record(weakref.ref[Claim]):
+    """A claim and its count. Counted here and not in the claim: a claim that dies cannot be found any more by then, so
+    that nobody counts on what is being given back (a ``__del__`` runs while it still can be).
+    """
+
+    __slots__ = ("count", "rrid", "where")
+
+    def __new__(cls, claim: Claim, tell: Callable[[_Record], object]) -> _Record:
+        return super().__new__(cls, claim, tell)  # type: ignore[arg-type]  # the callback gets this very object
+
+    def __init__(self, claim: Claim, tell: Callable[[_Record], object]) -> None:
+        super().__init__(claim, tell)  # type: ignore[call-arg,arg-type]  # as __new__
+        self.where = claim.where
+        self.rrid = claim.rrid
+        self.count = 0
 
 
 class Claims:
     """The claims of this process, by reference."""
 
     def __init__(self) -> None:
-        self.dropped: deque[Dropped] = deque()  # appended to by finalisers
-        self._claims: WeakValueDictionary[RRID, Claim] = WeakValueDictionary()
-        self._lock = threading.Lock()  # protects look-up together with making, and counts
+        self.dropped: deque[_Record] = deque()  # of claims that have died; appended to at any moment
+        self._records: dict[RRID, _Record] = {}
+        # Protects _records and the counts. A finaliser of the user's may come in between and make a reference: re-entrant.
+        self._lock = threading.RLock()
 
     def made(self, where: int, rrid: RRID) -> Claim:
         """Return the claim of a reference that this process has just made: its first."""
-        claim = self._claims[rrid] = Claim(self.dropped, where, rrid, 1)
-        return claim
+        return self._find(where, rrid, 1)
 
     def received(self, where: int, rrid: RRID) -> Claim:
         """Return the claim of a reference that has just come in a message: one more."""
-        with self._lock:
-            claim = self._claims.get(rrid)
-            if claim is None:
-                claim = self._claims[rrid] = Claim(self.dropped, where, rrid, 0)
-            claim.count += 1
-            return claim
+        return self._find(where, rrid, 1)
 
     def known(self, where: int, rrid: RRID) -> Claim:
         """Return the claim of a reference that is mentioned, without adding to it."""
+        return self._find(where, rrid, 0)
+
+    def _find(self, where: int, rrid: RRID, more: int) -> Claim:
         with self._lock:
-            claim = self._claims.get(rrid)
-            if claim is None:
-                claim = self._claims[rrid] = Claim(self.dropped, where, rrid, 0)
+            record = self._records.get(rrid)
+            claim = record() if record is not None else None
+            if record is None or claim is None:  # unknown, or dead and about to be given back
+                claim = Claim(where, rrid)
+                record = self._records[rrid] = _Record(claim, self.dropped.append)
+            record.count += more
             return claim
 
     @property
     def is_in_use(self) -> bool:
         """True while this process holds references, or has some to give back."""
-        return bool(self.dropped) or len(self._claims) > 0
+        return bool(self._records)
 
     def take_dropped(self) -> dict[int, list[tuple[RRID, int]]]:
         """Return what is to be given back, by owner; it is the caller's from now on."""
         by_owner: dict[int, list[tuple[RRID, int]]] = {}
         while self.dropped:
             try:
-                where, rrid, count = self.dropped.popleft()
+                record = self.dropped.popleft()
             except IndexError:
                 break
-            by_owner.setdefault(where, []).append((rrid, count))
+            with self._lock:
+                if self._records.get(record.rrid) is record:
+                    del self._records[record.rrid]
+            if record.count:
+                by_owner.setdefault(record.where, []).append((record.rrid, record.count))
         return by_owner
 
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from distpool.errors import ProcessExitedException
+from distpool.light import TYPE_CHECKING
 from distpool.messages import DRIVER
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Final
+
+from distpool.light import Final
 
 # Bytes of the drawn secret: as many as the hash of the handshake has, out of reach of all guessing.
 SECRET_BYTES: Final = 32

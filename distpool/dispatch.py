@@ -19,13 +19,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
 
 from distpool import messages as m
 from distpool.bundles import unbundle
 from distpool.errors import ProcessExitedException
 from distpool.futures import Outcome, Raised, TaskFuture, Unopened
 from distpool.jobs import InputJob, Job, MapJob, Run, StreamJob
+from distpool.light import Any, Final
 from distpool.member import Member
 from distpool.peer import Peer
 from distpool.pickling import load
@@ -439,7 +439,8 @@ class Dispatch:
             if frame.error is not None:
                 raise frame.error
             if not frame.flags & m.FLAG_APART:
-                values: list[Any] = load(frame.body, frame.buffers)
+                with self._member.opening():
+                    values: list[Any] = load(frame.body, frame.buffers)
                 return values
             member, pid = self._member, shipment.slot.pid
             return [Unopened(member, pid, item, frame.claims) for item in unbundle(frame.body, frame.buffers)[1]]

@@ -11,7 +11,8 @@ import marshal
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+
+from distpool.light import Any, NamedTuple
 
 
 class Program(NamedTuple):

@@ -29,7 +29,8 @@ import sys
 import weakref
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, overload
+
+from distpool.light import TYPE_CHECKING, Any, Final, overload
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from distpool.calls import OpenCall, wrapped
 from distpool.errors import CompositeException
+from distpool.light import Any
 from distpool.member import Member
 from distpool.pickling import Parcel, dump
 from distpool.segments import THRESHOLD, Segment

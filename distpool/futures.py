@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, Final, Generic, TypeVar
 
 from distpool.bundles import Item
 from distpool.errors import remote_exception
+from distpool.light import Any, Final, Generic, TypeVar
 from distpool.member import Member
 from distpool.pickling import note_ref
 from distpool.refs import Future, future_from

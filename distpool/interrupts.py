@@ -9,12 +9,12 @@ poll, asleep, or at the end. So a handler may raise whatever it likes, and no lo
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final, TypeVar
+
+from distpool.light import Any, Final, TypeVar, signal
 
 try:
     import _signal as fast_signal  # type: ignore[import-not-found]  # private to the interpreter, so without types

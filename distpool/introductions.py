@@ -7,11 +7,11 @@ port. Process 1 owns the memory of which pairs it has introduced.
 
 from __future__ import annotations
 
-import socket
 import threading
 
 from distpool import messages as m
 from distpool.cluster import Cluster
+from distpool.light import socket
 from distpool.peer import Peer
 
 
@@ -21,7 +21,7 @@ class Introductions:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._pairs: set[frozenset[int]] = set()
-        self._lock = threading.Lock()  # protects _pairs
+        self._lock = threading.Lock()  # protects _pairs, and that a pair in it has been told
 
     def introduce(self, one: Peer, other: Peer) -> None:
         """Connect two workers, unless they are; both are told. Never blocks.
@@ -38,9 +38,10 @@ class Introductions:
             if pair in self._pairs:
                 return
             self._pairs.add(pair)
-        ours, theirs = socket.socketpair()
-        one.send_descriptor(m.NEIGHBOUR, other.pid, ours.detach())
-        other.send_descriptor(m.NEIGHBOUR, one.pid, theirs.detach())
+            # Sent before anybody can find them introduced: who asks a second time is answered after it (sends never block).
+            ours, theirs = socket.socketpair()
+            one.send_descriptor(m.NEIGHBOUR, other.pid, ours.detach())
+            other.send_descriptor(m.NEIGHBOUR, one.pid, theirs.detach())
 
     def introduce_all(self) -> None:
         """Connect all workers that the topology lets talk to each other, now (``lazy=False``)."""

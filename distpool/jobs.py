@@ -19,10 +19,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count, islice
 from operator import length_hint
-from typing import Any, Final
 
 from distpool.bundles import bundle
 from distpool.futures import Outcome, TaskFuture
+from distpool.light import Any, Final
 from distpool.pickling import Parcel, dump
 from distpool.segments import THRESHOLD, Segment
 from distpool.tasks import CALL, ONE, STAR

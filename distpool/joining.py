@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
-from typing import Any, Final
 
 from distpool import lifecycle
 from distpool import messages as m
 from distpool.calls import OpenCall
 from distpool.cluster import Departure
-from distpool.errors import CompositeException, LaunchWorkerError
+from distpool.errors import CompositeException, HandshakeError, LaunchWorkerError
+from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager, WorkerConfig, worker_timeout
 from distpool.managers.interpreter import as_worker_process
 from distpool.managers.local import LocalManager
@@ -73,6 +73,7 @@ class _Joining:
         self._peer: Peer | None = None
         self._is_given_up = False
         self._connected = Waiter()
+        self._connection: Any = None  # as the manager returned it
         self._problem: Exception | None = None  # why it could not be connected
         self._first_calls: list[OpenCall] = []  # each is sent when the one before has been answered
         config.process = as_worker_process(config.process, member.reader)
@@ -85,7 +86,8 @@ class _Joining:
     def _connect(self) -> None:
         """Have the manager connect it; what goes wrong is the worker's set-up error. Runs on a call thread."""
         try:
-            self._begin(self._manager.connect(self.pid, self._config))
+            self._connection = self._manager.connect(self.pid, self._config)
+            self._begin(_proved(self.pid, self._connection, self._config))
         except Exception as error:
             self._problem = error
         self._connected.complete()
@@ -131,8 +133,8 @@ class _Joining:
             problem.__cause__ = error
             return self._give_up(problem)
         assert self._peer is not None
+        self._member.managers[self.pid] = self._manager  # before it can die as a member, and be deregistered
         self._member.cluster.add(self._peer)
-        self._member.managers[self.pid] = self._manager
         self._manager.manage(self.pid, self._config, "register")
         return None
 
@@ -141,7 +143,7 @@ class _Joining:
         if not self._member.cluster.is_member(self.pid):
             with self._lock:
                 self._is_given_up = True
-            self._manager.kill(self.pid, self._config)
+            self._kill()
 
     def _give_up(self, error: Exception) -> Exception:
         """Leave nothing of it: neither the process, if we have it, nor the connection."""
@@ -149,14 +151,43 @@ class _Joining:
             self._is_given_up = True
             peer = self._peer
         process = self._config.process
-        self._manager.kill(self.pid, self._config)
+        self._kill()
         if process is not None:
             gone = Waiter()
             process.watch(lambda code, signum: gone.complete())
             self._member.reader.wait(gone, Deadline(GRACE_SECONDS))
         elif peer is not None:
             self._member.cluster.depart(peer, Departure(was_asked=True))
+        elif self._connection is not None:
+            from distpool.streams import give_up  # only for workers that are connected by their manager
+
+            give_up(self._connection)  # ends the handshake that may still wait on it
         return error
+
+    def _kill(self) -> None:
+        if self._config.process is not None:
+            self._config.process.send_signal(9)
+        help_to_end(self._manager, self.pid, self._config)
+
+
+def _proved(pid: int, connection: Any, config: WorkerConfig) -> Any:
+    """What a manager's ``connect`` returned, as a socket on which both sides have proved themselves."""
+    from distpool.streams import prove  # only for workers that are connected by their manager
+
+    try:
+        return prove(connection, "initiator", config.deadline or Deadline(worker_timeout()))
+    except HandshakeError as error:
+        raise LaunchWorkerError(f"worker {pid} was not admitted: {error}") from error
+
+
+def help_to_end(manager: ClusterManager, pid: int, config: WorkerConfig) -> None:
+    """Have a manager do its part when a worker is removed; what it raises is logged, for the removal must go on."""
+    try:
+        manager.kill(pid, config)
+    except Exception:  # somebody else's code
+        import logging  # rarely needed
+
+        logging.getLogger("distpool").exception("%r.kill failed for worker %d", manager, pid)
 
 
 def add_workers(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Sequence
-from typing import Final
 
 from distpool import messages as m
-from distpool.joining import tell_members
+from distpool.joining import help_to_end, tell_members
+from distpool.light import Final
 from distpool.member import Member, existing_default
 from distpool.messages import DRIVER
 from distpool.output import wait_until_shown
@@ -37,7 +37,10 @@ def begin_removal(member: Member, pids: Sequence[int]) -> list[Peer]:
     """Take workers out of the membership and ask them to end; those that are gone are left out."""
     leaving = [peer for pid in pids if (peer := member.cluster.terminate(pid)) is not None]
     for peer in leaving:
+        config, manager = member.configs.get(peer.pid), member.managers.get(peer.pid)
         peer.send(m.EXIT)
+        if config is not None and manager is not None:
+            help_to_end(manager, peer.pid, config)
     return leaving
 
 
@@ -65,7 +68,7 @@ def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | Non
 class _Gone(Waiter):
     """Done when a process has departed."""
 
-    __slots__ = ("_member", "output", "pid")
+    __slots__ = ("_member", "_peer", "output", "pid")
 
     def __init__(self, member: Member, peer: Peer) -> None:
         super().__init__()
@@ -74,6 +77,7 @@ class _Gone(Waiter):
         # Where what it printed goes, if we are told when it ends.
         self.output = config.output if config is not None and config.process is not None else None
         self._member = member
+        self._peer = peer
         member.cluster.listen(_nothing, self._departed)
         if member.cluster.departure(peer.pid) is not None:
             self.complete()
@@ -85,10 +89,13 @@ class _Gone(Waiter):
     def kill(self) -> None:
         import logging  # rarely needed
 
-        config = self._member.configs.get(self.pid)
+        config, log = self._member.configs.get(self.pid), logging.getLogger("distpool")
         if config is not None and config.process is not None:
-            logging.getLogger("distpool").warning("worker %d did not end when asked; it is killed", self.pid)
+            log.warning("worker %d did not end when asked; it is killed", self.pid)
             config.process.send_signal(9)
+        elif config is not None:  # what can be done without a handle on it
+            log.warning("worker %d did not end when asked; its connection is closed", self.pid)
+            self._member.give_up(self._peer)
 
     def forget(self) -> None:
         self._member.cluster.unlisten(_nothing, self._departed)

@@ -8,11 +8,11 @@ DistributedNext, the successor of Julia's Distributed. All of it on process 1. E
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Final
 
 from distpool.callbacks import EXITED, EXITING, STARTED, STARTING, Running
 from distpool.calls import remotecall_fetch
 from distpool.errors import ProcessExitedException
+from distpool.light import Any, Final
 from distpool.member import Member, default_member
 from distpool.messages import DRIVER
 

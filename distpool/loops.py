@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from distpool.errors import RemoteException
 from distpool.jobs import Retries
+from distpool.light import Any
 from distpool.member import default_member
 from distpool.membership import workers
 from distpool.pools import AbstractWorkerPool, CachingPool, WorkerPool, map_options

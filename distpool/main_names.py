@@ -9,11 +9,11 @@ import builtins
 from collections.abc import Callable, Iterable
 from functools import update_wrapper
 from types import FunctionType
-from typing import Any, TypeVar, overload
 
 from distpool.broadcast import targets_of
 from distpool.errands import clear_names
 from distpool.fanout import Call, fan_out, raise_failures
+from distpool.light import Any, TypeVar, overload
 from distpool.member import default_member
 from distpool.pickling import mentioned_names, shipped_namespace
 from distpool.pools import CachingPool

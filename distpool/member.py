@@ -15,12 +15,10 @@ Owns: the store, the table of actions, the idle call threads.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from distpool import messages as m
@@ -30,6 +28,7 @@ from distpool.channel import Channel
 from distpool.cluster import Cluster, Departure
 from distpool.errors import remote_exception
 from distpool.introductions import Introductions
+from distpool.light import Any, Final, socket
 from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
@@ -147,6 +146,10 @@ class Member:
             process.send_signal(9)
             self._depart(peer, Departure(process.os_pid, detail="it closed its connection, and was killed"))
 
+    def give_up(self, peer: Peer) -> None:
+        """Close the connection to a process that does not end and cannot be killed from here."""
+        self._depart(peer, Departure(detail="it did not end when asked", was_asked=True))
+
     def _process_ended(self, peer: Peer, exit_code: int | None, signum: int | None) -> None:
         """The process is gone; what it sent before is still in the socket and counts."""
         process = self.configs[peer.pid].process if peer.pid in self.configs else None
@@ -210,8 +213,12 @@ class Member:
 
     def _neighbour(self, peer: Peer, frame: Frame) -> None:
         """Process 1 has connected us to another worker."""
-        if frame.descriptor >= 0:
-            self.cluster.add(self.connect(frame.ref, socket.socket(fileno=frame.descriptor)))
+        if frame.descriptor < 0:
+            return
+        if self.cluster.was_member(frame.ref):  # it has ended since, and goes through the door of death only once
+            os.close(frame.descriptor)
+            return
+        self.cluster.add(self.connect(frame.ref, socket.socket(fileno=frame.descriptor)))
 
     # -- references in messages (peer.References) ------------------------------------------------------------------
 
@@ -298,7 +305,8 @@ class Member:
             return self.open(frame)
         if frame.error is not None:
             raise frame.error
-        captured = load_exception(frame.body, frame.buffers)
+        with self.opening():
+            captured = load_exception(frame.body, frame.buffers)
         raise remote_exception(peer.pid, captured) from captured.ex
 
     def open(self, frame: Frame) -> Any:
@@ -345,8 +353,10 @@ class _Opening:
 
 def _deregister(manager: ClusterManager, pid: int, config: WorkerConfig) -> None:
     """Tell a manager that its worker is gone; in a call thread, for it is somebody else's code."""
-    manager.manage(pid, config, "deregister")
-    manager.manage(pid, config, "finalize")
+    try:
+        manager.manage(pid, config, "deregister")
+    finally:
+        manager.manage(pid, config, "finalize")
 
 
 def _nothing(pid: int) -> None:

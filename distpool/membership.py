@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
 
 from distpool import lifecycle
 from distpool import messages as m
@@ -20,6 +19,7 @@ from distpool.cores import usable_cores
 from distpool.errors import CompositeException
 from distpool.joining import add_workers
 from distpool.leaving import begin_removal, finish_removal, remove_workers
+from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager
 from distpool.managers.local import LocalManager
 from distpool.member import Member, default_member

@@ -35,7 +35,7 @@ LOG            fields of a log record                nothing: process 1 handles 
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from distpool.light import Final, NamedTuple
 
 
 class RRID(NamedTuple):

@@ -19,8 +19,8 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final, TypeAlias
 
+from distpool.light import Final, TypeAlias
 from distpool.threads import CallThreads
 from distpool.transport import Deadline
 

@@ -12,11 +12,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Final
 
 from distpool.errands import reduce_slice, run_slice
 from distpool.errors import CompositeException, RemoteException
 from distpool.fanout import Call, fan_out, raise_failures
+from distpool.light import Any, Final
 from distpool.member import Member, default_member
 from distpool.serving import report_unraisable
 from distpool.spawning import Spawned, enlist, start

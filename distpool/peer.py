@@ -9,19 +9,18 @@ pending calls, and what this connection was already sent (globals of ``__main__`
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from distpool import segments
 from distpool.claims import split_table, table_of, with_table
 from distpool.errors import RemoteProtocolError
 from distpool.interrupts import DeferredInterrupt
+from distpool.light import TYPE_CHECKING, Any, Final, Protocol, socket
 from distpool.messages import FLAG_GLOBALS, FLAG_REFS
 from distpool.pickling import Parcel, SentGlobals, peel, wrap
 from distpool.transport import Deadline, Reader, Waiter
@@ -159,7 +158,8 @@ class Peer:
         """Send a message with a pickled payload; ``segment`` holds its large buffers, one for many receivers."""
         if not parcel.globals and not parcel.refs:
             return self._send_wrapped(kind, flags, request, whence, ref, parcel.body, parcel.buffers, segment)
-        with self._globals_lock:
+        # Ctrl-C in here would leave globals noted as sent, and references told of, that nobody gets.
+        with DeferredInterrupt(), self._globals_lock:
             more, body, buffers = wrap(parcel, self.sent_globals)
             if parcel.refs:
                 self._references.announce(parcel.refs, self.pid)

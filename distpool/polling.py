@@ -6,7 +6,8 @@ Used by the reader alone. Any thread registers, the one that leads polls.
 from __future__ import annotations
 
 import select
-from typing import Any, Final
+
+from distpool.light import Any, Final
 
 READ: Final = select.POLLIN | select.POLLHUP | select.POLLERR if hasattr(select, "POLLIN") else 1
 WRITE: Final = select.POLLOUT if hasattr(select, "POLLOUT") else 4

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Generic, TypeVar
 
 from distpool import messages as m
 from distpool.channel import Channel
 from distpool.claims import Claim
 from distpool.errors import ChannelClosedError, RemoteException
+from distpool.light import Any, Final, Generic, TypeVar
 from distpool.member import Member, default_member, opening_member
 from distpool.messages import NULL_ID, RRID
 from distpool.pickling import Parcel, dump, dump_arguments, in_message, note_ref
@@ -73,6 +73,8 @@ class RemoteRef:
 
     def _ask(self, op: str, args: tuple[Any, ...] = (), timeout: float | None = None) -> Any:
         """Have the owner do something, and wait for its answer at most ``timeout`` seconds."""
+        if self._claim is None:
+            raise self._released()
         if self.where == self._member.pid:
             return self._ask_here(op, args, timeout)
         peer = self._member.peer(self.where)
@@ -99,10 +101,25 @@ class RemoteRef:
             raise answer.value
         return answer.value
 
-    def _go_along(self) -> None:
+    def _go_along(self, claim: Claim | None) -> None:
         """This reference is being pickled: whoever gets it counts as one who holds it."""
         self._check_travels()
-        note_ref(self._claim)
+        if claim is None:
+            raise self._released()
+        note_ref(claim)
+
+    def release(self) -> None:
+        """Give the reference up now: if nobody else holds it, its owner forgets what it kept. Harmless to repeat.
+
+        Otherwise it is given up when the last handle of this process is gone. Of no use here afterwards: RuntimeError.
+        """
+        self._claim = None
+        if self._member.handles.get(self.rrid) is self:  # one that comes again is a new one
+            self._member.handles.pop(self.rrid, None)
+        self._member.books.give_back()
+
+    def _released(self) -> RuntimeError:
+        return RuntimeError(f"{self!r} was given up here by release()")
 
     def _check_travels(self) -> None:
         if not in_message():
@@ -162,6 +179,7 @@ class Future(RemoteRef, Generic[T]):
         """Take over a value that came along with another copy of this reference."""
         if self._value is _NOTHING:
             self._value = value
+            self._claim = None  # given back with what was dropped
 
     def put(self, value: T) -> Future[T]:
         """Write the value, which wakes everyone who waits for it. Returns the Future.
@@ -170,8 +188,9 @@ class Future(RemoteRef, Generic[T]):
         """
         if self._value is not _NOTHING:
             raise RuntimeError(f"{self!r} has a value already, and is written once")
-        self._ask_giving_back("set", (value,))
+        self._ask("set", (value, 0))
         self._value = value
+        self._give_back()
         return self
 
     def fetch(self, timeout: float | None = None) -> T:
@@ -192,7 +211,7 @@ class Future(RemoteRef, Generic[T]):
     def _other_fetcher(self) -> Waiter | None:
         """Return what to wait for when another thread is fetching; None when it is this thread's turn.
 
-        One at a time: the first gives the reference back, and the owner may forget the value then.
+        One at a time: what the first brings home serves the others.
         """
         with _fetch_lock:
             if self._fetchers is None:
@@ -204,22 +223,27 @@ class Future(RemoteRef, Generic[T]):
 
     def _bring_home(self, timeout: float | None) -> None:
         try:
-            self._value = self._ask_giving_back("fetch_release", (), timeout)
+            self._value = self._ask("fetch", (), timeout)
+            self._give_back()
         finally:
             with _fetch_lock:
                 waiters, self._fetchers = self._fetchers, None
             for waiter in waiters or ():
                 waiter.complete()
 
-    def _ask_giving_back(self, op: str, args: tuple[Any, ...], timeout: float | None = None) -> Any:
-        """Ask for something that takes us off the list of those who hold this reference, if it succeeds."""
-        count = self._claim.give_back() if self._claim is not None else 0
-        try:
-            return self._ask(op, (*args, count), timeout)
-        except BaseException:
-            if self._claim is not None:
-                self._claim.count += count
-            raise
+    def _give_back(self) -> None:
+        """The value is here: the owner need not keep it for us.
+
+        Told after it, never with the question for it: meanwhile another thread may send this reference to somebody, who
+        relies on our claim until the owner knows of him. A message that waits to be sent keeps the claim, too.
+        """
+        self._claim = None
+        self._member.books.give_back()
+
+    def release(self) -> None:
+        """Give the reference up now, and the value with it if it is here; see ``RemoteRef.release``."""
+        self._value = _NOTHING
+        super().release()
 
     def wait(self, timeout: float | None = None) -> Future[T]:
         """Wait for the value without moving it; raises as ``fetch`` does. Returns the Future."""
@@ -232,10 +256,11 @@ class Future(RemoteRef, Generic[T]):
         return self._value is not _NOTHING or bool(self._ask("isready"))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        claim = self._claim  # before looking for the value: without a claim it is there
         if self._value is not _NOTHING:  # it goes along, so nobody has to keep it for the receiver
             self._check_travels()
             return future_from, (self.where, *self.rrid, self._value)
-        self._go_along()
+        self._go_along(claim)
         return future_from, (self.where, *self.rrid)
 
 
@@ -335,7 +360,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._go_along()
+        self._go_along(self._claim)
         return _remote_channel, (self.where, *self.rrid)
 
 

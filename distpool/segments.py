@@ -34,7 +34,8 @@ import mmap
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+
+from distpool.light import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

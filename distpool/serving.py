@@ -11,11 +11,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Final
 
 from distpool import messages as m
 from distpool.cluster import Cluster
 from distpool.errors import RemoteException, remote_exception
+from distpool.light import Any, Final
 from distpool.peer import Peer
 from distpool.pickling import capture, dump, dump_exception, is_plain
 from distpool.store import Store
@@ -70,7 +70,7 @@ class Call:
         if frame.kind == m.CALL_FETCH:
             send_value(self.peer, frame.request, value)
         elif frame.kind != m.DO:
-            serving.store.set_result(frame.rrid, True, value, creator=self.peer.pid)
+            self._keep(True, value)
             if frame.kind == m.CALL_WAIT:
                 self.peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
 
@@ -84,10 +84,13 @@ class Call:
             report_unraisable(serving.pid, error)
             return
         if frame.kind != m.CALL_FETCH:
-            failure = remote_exception(serving.pid, capture(error))
-            serving.store.set_result(frame.rrid, False, failure, creator=self.peer.pid)
+            self._keep(False, remote_exception(serving.pid, capture(error)))
         if frame.kind != m.CALL:
             send_error(self.peer, frame.request, error)
+
+    def _keep(self, ok: bool, value: object) -> None:
+        if self.frame.rrid in self._serving.store:
+            self._serving.store.set_result(self.frame.rrid, ok, value, creator=self.peer.pid)
 
 
 class Serving:
@@ -120,10 +123,11 @@ class Serving:
 
     def call(self, peer: Peer, frame: Frame) -> None:
         """Run a function for another process. On the reading thread."""
-        if frame.kind == m.CALL:
-            # The entry exists before anything that follows on this connection can ask for it.
+        if frame.kind in (m.CALL, m.CALL_WAIT):
+            # The entry exists before anything that follows on this connection can ask for it. When it is missing in the
+            # end, it was released meanwhile, however long ago.
             self.store.create(frame.rrid, client=peer.pid)
-            if frame.request:
+            if frame.kind == m.CALL and frame.request:
                 self._tell_end(peer, frame)
         self._execute(Call(self, peer, frame))
 
@@ -156,14 +160,13 @@ class Serving:
         self._execute(lambda: self._run_ref(peer, frame))
 
     def _do_ref(self, peer: Peer, frame: Frame) -> None:
-        def answer(ok: bool, value: Any) -> bool:
+        def answer(ok: bool, value: Any) -> bool | Callable[[], bool]:
             """Send the answer; False when it was not delivered, so that a taken item goes back to its place."""
             if not peer.is_open:
                 return False
             send = send_value if ok else send_error
             if self._is_reading() and not (ok and is_plain(value)):
-                self._execute(lambda: send(peer, frame.request, value))
-                return True
+                return lambda: send(peer, frame.request, value)  # pickling it runs the user's code: elsewhere
             return send(peer, frame.request, value)
 
         try:

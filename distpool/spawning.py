@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, Literal, Protocol, TypeVar
 
 from distpool.calls import Completion, call_and_fetch, call_into_future
 from distpool.errors import CompositeException, ProcessExitedException
+from distpool.light import Any, Literal, Protocol, TypeVar
 from distpool.member import Member, default_member
 from distpool.refs import Future
 

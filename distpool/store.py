@@ -17,13 +17,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any, Final
 
 from distpool.channel import Channel, Ticket
 from distpool.errors import CapturedException, ProcessExitedException, RemoteException, remote_exception
+from distpool.light import Any, Final
 from distpool.messages import RRID
 
-# answer(True, value) or answer(False, exception). It returns False, or raises, if that could not be delivered.
+# answer(True, value) or answer(False, exception). It returns False, or raises, if that could not be delivered; or a
+# function that delivers it, run where it may block, which returns False or raises if it cannot.
 Answer = Callable[[bool, Any], object]
 
 # How many released ids are remembered. Arbitrary: more than can be under way while one message is late; below 1 MB.
@@ -66,18 +67,25 @@ class _Request:
         store = self.store
         is_gone = store._strike(self)
         if not ok or self.op == "put":
-            _deliver(self.answer, ok, value)
+            store._tell(self.answer, ok, value)
             return
         is_error = isinstance(value, RemoteException)  # such a value is always raised at the receiver, never returned
         shown = None if self.op == "wait" and not is_error else value
-        delivered = False
+        delivered: object = False
         try:
-            delivered = not is_gone and _deliver(self.answer, not is_error, shown)
+            delivered = not is_gone and _delivery(self.answer, not is_error, shown)
         finally:
-            if self.op == "take" and not delivered:
-                store._return(self.entry.channel, value)
-        if self.op == "fetch_release" and delivered and not is_error:
-            store.del_client(self.rrid, self.client, self.count)
+            if not callable(delivered):
+                self._end(value, bool(delivered))
+        if callable(delivered):
+            deliver = delivered
+            store.run_blocking(lambda: self._end(value, _is_done(deliver)))
+
+    def _end(self, value: Any, delivered: bool) -> None:
+        if self.op == "take" and not delivered:
+            self.store._return(self.entry.channel, value)
+        if self.op == "fetch_release" and delivered and not isinstance(value, RemoteException):
+            self.store.del_client(self.rrid, self.client, self.count)
 
 
 class Store:
@@ -208,9 +216,12 @@ class Store:
         """Notes that a process gave a reference back, as often as that; with the last one the entry goes."""
         with self._lock:
             entry = self._entries.get(rrid)
-            if entry is None:
-                if client == rrid.whence and rrid not in self._released:
+            if entry is None and rrid not in self._released:
+                if client == rrid.whence:
                     self._bury(rrid, False)  # a Future that nobody used: what was sent about it may still come
+                    return
+                entry = self._find(rrid, (rrid.whence,))  # we are still to hear that it was given to this process
+            if entry is None:
                 return
             abandoned = self._drop(rrid, entry, client, count)
         self._abandon(abandoned, _released_error(rrid))
@@ -267,15 +278,16 @@ class Store:
             client: the process that asks.
             request_id: its number for this request, for `withdraw`.
             answer: called under no lock, with ``(True, value)`` or ``(False, exception)``. A `RemoteException` that was
-                put is an exception here. If it raises or returns False, a taken item goes back to the front.
+                put is an exception here. If it raises or returns False, a taken item goes back to the front. It may
+                return a function that does the work later, in another thread, and has the same choice.
         """
         if op not in _OPS:
-            _deliver(answer, False, ValueError(f"there is no operation {op!r} on references"))
+            self._tell(answer, False, ValueError(f"there is no operation {op!r} on references"))
             return
         with self._lock:
             entry = self._find(rrid, (rrid.whence, client))
         if entry is None:
-            _deliver(answer, *self._late(rrid, op))
+            self._tell(answer, *self._late(rrid, op))
             return
         request = _Request(self, rrid, entry, op, client, request_id, answer)
         if type(entry.channel) is not Channel:  # a subclass may have changed any method
@@ -292,7 +304,7 @@ class Store:
         elif op in ("put", "take", "fetch", "wait"):
             self._wait_at_channel(request, *args)
         else:
-            _deliver(answer, *_outcome(getattr(entry.channel, op), args))
+            self._tell(answer, *_outcome(getattr(entry.channel, op), args))
 
     def withdraw(self, client: int, request_id: int) -> bool:
         """Gives up a request that waits. True: it will never be answered. False: it was, or is being answered.
@@ -328,7 +340,7 @@ class Store:
             ok, written = False, _written_error(request.rrid)
         if ok:
             self.del_client(request.rrid, request.client, request.count)  # before the answer: who put sees it released
-        _deliver(request.answer, ok, None if ok else written)
+        self._tell(request.answer, ok, None if ok else written)
 
     def _late(self, rrid: RRID, op: str) -> tuple[bool, Any]:
         """What to say about an id that was released."""
@@ -352,6 +364,12 @@ class Store:
                 self._requests.pop((request.client, request.id), None)
                 request.entry.waiting.discard(request)
             return request.client in self._gone
+
+    def _tell(self, answer: Answer, ok: bool, value: Any) -> None:
+        """Answers where nothing depends on whether it arrives."""
+        deliver = _delivery(answer, ok, value)
+        if callable(deliver):
+            self.run_blocking(lambda: _is_done(deliver) and None)
 
     def _return(self, channel: Any, value: Any) -> None:
         """Puts an item back. The next taker may fail too, and so on: a loop, where recursion would end at its limit."""
@@ -394,10 +412,19 @@ def _outcome(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any]:
         return False, error
 
 
-def _deliver(answer: Answer, ok: bool, value: Any) -> bool:
+def _delivery(answer: Answer, ok: bool, value: Any) -> object:
+    """False: not delivered. A function: it delivers later, and returns whether it did."""
     try:
-        return answer(ok, value) is not False
+        outcome = answer(ok, value)
     except Exception:  # the receiver is gone, or the value cannot travel: here it only counts that it did not arrive
+        return False
+    return outcome if callable(outcome) else outcome is not False
+
+
+def _is_done(deliver: Callable[[], object]) -> bool:
+    try:
+        return deliver() is not False
+    except Exception:  # as for an answer
         return False
 
 

@@ -17,10 +17,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
 
 from distpool import messages as m
 from distpool.bundles import bundle, unbundle
+from distpool.light import Any, Final
 from distpool.member import Member
 from distpool.peer import Peer
 from distpool.pickling import Parcel, dump, dump_exception, load

@@ -24,6 +24,12 @@ _ADDRESS_LINE: Final = re.compile(r"^distpool_worker:(\d{1,5})#(\S+)\s*$")
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 
 
+class ProvedSocket(socket.socket):
+    """A connection on which both sides have proved themselves."""
+
+    __slots__ = ()
+
+
 def address_line(host: str, port: int) -> str:
     """Return the line by which a worker says where it listens.
 

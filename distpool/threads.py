@@ -14,7 +14,8 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+
+from distpool.light import Final
 
 # Long enough for a user who works step by step, short enough that a burst's threads do not stay for ever. Arbitrary.
 IDLE_SECONDS: Final = 10.0

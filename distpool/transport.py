@@ -23,9 +23,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Final, Protocol
 
 from distpool.interrupts import DeferredInterrupt, interruptibly
+from distpool.light import Final, Protocol
 from distpool.polling import READ, WRITE, Poller
 from distpool.waiting import Deadline, Waiter
 
@@ -145,7 +145,7 @@ class Reader:
             self.wake()
 
     def run_soon(self, call: Callable[[], object]) -> None:
-        """Let the reading thread make a short call. For finalisers too: takes no lock, at whatever line it is called."""
+        """Let the reading thread make a short call. For finalisers too: it takes no lock."""
         self._soon.append(call)
         self.wake()
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from distpool.errors import RemoteProtocolError
+from distpool.light import Final
 from distpool.messages import RRID
 
 HEADER: Final = struct.Struct("<BBHIQQQQ")

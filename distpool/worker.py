@@ -11,18 +11,16 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import signal
-import socket
 import sys
 import threading
 import types
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NoReturn
 
 from distpool import messages as m
 from distpool import serving, tasks
+from distpool.light import Any, Final, NoReturn, signal, socket
 from distpool.member import Member, install_default
 from distpool.messages import DRIVER
 from distpool.peer import Peer

@@ -20,7 +20,7 @@ COMPAT = ROOT / "compat"
 
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
-    ("errors", "messages", "channel"),
+    ("light", "errors", "messages", "channel"),
     ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "segments", "threads", "claims", "cores", "output"),
     ("peer", "store", "forkserver", "managers"),
     ("cluster", "callbacks", "bookkeeping", "introductions", "serving", "member"),

@@ -12,13 +12,12 @@ import collections
 import contextlib
 import errno
 import os
-import pickle
-import signal as signals
-import socket
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Literal
+
+from distpool.light import TYPE_CHECKING, Literal, pickle, socket
+from distpool.light import signal as signals
 
 from ..errors import LaunchWorkerError
 from .frames import (

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import marshal
 import os
-import socket
 import sys
+
+from distpool.light import socket
 
 from ..errors import LaunchWorkerError
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
-import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+
+from distpool.light import TYPE_CHECKING, Any, NoReturn, pickle, signal
 
 from .frames import DEFAULT_ENTRY
 

@@ -15,12 +15,10 @@ import collections
 import contextlib
 import gc
 import os
-import pickle
 import select
-import signal
-import socket
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+
+from distpool.light import TYPE_CHECKING, Any, NoReturn, pickle, signal, socket
 
 from .frames import (
     DEFAULT_ENTRY,

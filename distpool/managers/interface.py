@@ -8,12 +8,11 @@ Used by ``membership.addprocs`` and by everyone who writes a manager. ``launch``
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from distpool.errors import HandshakeError, LaunchWorkerError
+from distpool.light import TYPE_CHECKING, Any, Final, Protocol, socket
 from distpool.transport import Deadline
 
 if TYPE_CHECKING:
@@ -123,11 +122,15 @@ class ClusterManager:
         """Start the processes and append a ``WorkerConfig`` for each; return when all are launched."""
         raise NotImplementedError(f"{type(self).__name__} has to define launch(params, launched)")
 
-    def connect(self, pid: int, config: WorkerConfig) -> socket.socket:
-        """Reach a worker that was launched: return a connected socket on which both sides have proved themselves.
+    def connect(self, pid: int, config: WorkerConfig) -> Any:
+        """Reach a worker that was launched: return a connected socket, or byte streams of any other kind.
 
         Runs on a thread of its own per worker. By default: the worker's address is read from its output or taken from
         ``host`` and ``port``, dialled, and the handshake made. Raises LaunchWorkerError when any of this fails.
+
+        A transport of one's own returns one object or a pair ``(read_stream, write_stream)`` with blocking ``read(n)``,
+        ``write(data)`` and ``close()``, perhaps ``flush()``; the worker gives the other ends to ``process_messages``.
+        Both sides then prove that they know the cluster's cookie, over these very streams.
         """
         if config.stream is not None:
             return config.stream
@@ -137,11 +140,12 @@ class ClusterManager:
         """Be told of "register", "deregister", "interrupt" and "finalize" of a worker."""
 
     def kill(self, pid: int, config: WorkerConfig) -> None:
-        """End the worker by force, if the manager can; called when it did not end by itself."""
-        if config.process is not None:
-            import signal
+        """Help a worker to its end, and close what the manager holds of it; by default there is nothing to do.
 
-            config.process.send_signal(signal.SIGKILL)
+        Called once for each worker that is removed, when it has just been asked to end, and for one that could not join;
+        never for one that died by itself. A worker with a ``process`` that does not end in time gets SIGKILL from
+        distpool; without one, its connection is closed, and a worker ends when its connection does.
+        """
 
     def default_addprocs_params(self) -> dict[str, Any]:
         """Return the options that ``addprocs`` takes for this manager, with their defaults: Julia's, and ours."""
@@ -192,7 +196,7 @@ def _reach(pid: int, config: WorkerConfig, deadline: Deadline) -> socket.socket:
 
 
 def _dial(host: str, port: int, config: WorkerConfig, deadline: Deadline) -> socket.socket:
-    from distpool.tcp import dial, greet  # as above
+    from distpool.tcp import ProvedSocket, dial, greet  # as above
 
     config.bind_addr, config.connect_at = host, (host, port)
     try:
@@ -204,7 +208,7 @@ def _dial(host: str, port: int, config: WorkerConfig, deadline: Deadline) -> soc
     except HandshakeError as error:
         stream.close()
         raise LaunchWorkerError(f"the worker at {host}, port {port} was not admitted: {error}") from error
-    return stream
+    return ProvedSocket(fileno=stream.detach())
 
 
 def _exit_status(process: WorkerProcess | None) -> str:

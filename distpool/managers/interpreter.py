@@ -22,14 +22,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import signal
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
 
 from distpool.errors import LaunchWorkerError
+from distpool.light import TYPE_CHECKING, Any, Final, signal
 from distpool.output import wait_until_shown
 from distpool.transport import Reader
 

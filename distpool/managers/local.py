@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import atexit
 import os
-import pickle
-import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import Any, Final
 
 from distpool.errors import LaunchWorkerError
 from distpool.forkserver import OUTPUT_WINDOW, PRELOAD_TOKEN, ForkServer, describe_exit, interpreter_flags, oom_kills
+from distpool.light import Any, Final, pickle, signal, socket
 from distpool.managers.interface import ClusterManager, Launched, WorkerConfig
 from distpool.managers.interpreter import (
     InterpreterProcess,

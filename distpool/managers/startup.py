@@ -12,9 +12,9 @@ import os
 import select
 import sys
 import threading
-from typing import Any, Final
 
 from distpool.errors import LaunchWorkerError
+from distpool.light import Any, Final
 from distpool.output import Output
 from distpool.tcp import parse_address_line
 from distpool.transport import Deadline

@@ -11,10 +11,10 @@ nothing.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final
+
+from distpool.light import Any, Final, pickle
 
 from ..errors import CapturedException, RemoteException, RemoteStandIn
 from .globals_ import unwrap_beside, wrap
@@ -78,7 +78,7 @@ def dump_exception(exception: BaseException | CapturedException) -> Parcel:
     # Exceptions bring classes of __main__, never new values for names there: the inner globals travel within.
     flags, body, buffers = wrap(inner, None)
     head = (_type_name(root), _text(root), captured.traceback, tuple(captured.hops), flags, body)
-    return Parcel(pickle.dumps(head, 5), buffers, None, inner.foreign)
+    return Parcel(pickle.dumps(head, 5), buffers, None, inner.foreign, inner.refs)
 
 
 def _tested(exception: BaseException, replaced: dict[int, BaseException], alone: bool = False) -> Parcel:

@@ -11,7 +11,8 @@ from functools import partial
 from itertools import islice
 from time import monotonic
 from types import BuiltinMethodType, FunctionType, MethodType
-from typing import Any, Final
+
+from distpool.light import Any, Final
 
 from .functions import code_facts, fill_of
 from .parcel import UnsendableGlobal, pack

@@ -11,7 +11,8 @@ program).
 from __future__ import annotations
 
 from types import BuiltinMethodType, GetSetDescriptorType, MemberDescriptorType, TracebackType
-from typing import TYPE_CHECKING, Any, Final
+
+from distpool.light import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .parcel import Packer

@@ -26,7 +26,8 @@ import sys
 import weakref
 from functools import partial
 from types import CellType, CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from distpool.light import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .importable import namespace_of
 

@@ -16,12 +16,12 @@ numbers again every time.)
 
 from __future__ import annotations
 
-import pickle
 import struct
 import sys
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+
+from distpool.light import Any, Final, pickle
 
 from ..messages import FLAG_GLOBALS
 from .functions import made_module

@@ -14,7 +14,8 @@ from __future__ import annotations
 import sys
 import weakref
 from types import FunctionType, ModuleType
-from typing import Any, Final
+
+from distpool.light import Any, Final
 
 MAIN_NAMES: Final = frozenset({"__main__", "__mp_main__"})  # the second is multiprocessing's name for the same thing
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, Final
+
+from distpool.light import TYPE_CHECKING, Any, Final, pickle
 
 from .exception_state import reduce_exception
 from .functions import import_module, made_module, main_module, member_of_types, reduce_class, reduce_function
@@ -126,9 +126,9 @@ def _cell(packer: Packer, cell: Any) -> Any:
 def _memoryview(packer: Packer, view: memoryview) -> Any:
     """Arrives as a memoryview of the same shape, writable as here; one with gaps arrives contiguous."""
     if not view.c_contiguous:
-        flat = PickleBuffer(view.tobytes())
+        flat = pickle.PickleBuffer(view.tobytes())
     else:
-        flat = PickleBuffer(view.cast("B") if view.nbytes else b"")
+        flat = pickle.PickleBuffer(view.cast("B") if view.nbytes else b"")
     return make_view, (flat, view.format, view.shape)
 
 
@@ -144,7 +144,7 @@ def _array(packer: Packer, array: Any) -> Any:
     """array.array knows nothing of protocol 5; a large one still need not be copied at the sender."""
     if len(array) * array.itemsize < APART or array.typecode == "u":
         return NotImplemented
-    return make_array, (array.typecode, PickleBuffer(memoryview(array).cast("B")))
+    return make_array, (array.typecode, pickle.PickleBuffer(memoryview(array).cast("B")))
 
 
 def make_array(typecode: str, buffer: Any) -> Any:

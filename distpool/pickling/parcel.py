@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import _thread
 import io
-import pickle
 from collections.abc import Iterable, Sequence
 from functools import partial
 from types import BuiltinFunctionType, CellType, FunctionType
-from typing import Any, Final
+
+from distpool.light import Any, Final, pickle
 
 from .functions import Cell, fill_of
 from .importable import forget_names, known_functions

@@ -7,9 +7,9 @@ pool is expected: ``remotecall(f, pool)``, ``remote(pool, f)``, ``pmap(f, pool, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 from distpool.calls import call_and_fetch, call_into_future, do_in
+from distpool.light import Any, TypeVar
 from distpool.member import Member, default_member
 from distpool.refs import Future
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from distpool.jobs import CallJob, next_number
+from distpool.light import Any
 from distpool.pickling import dump
 from distpool.pools.worker_pool import KEPT_FUNCTIONS, WorkerPool
 

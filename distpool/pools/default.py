@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from distpool.calls import call_and_fetch
 from distpool.errors import ProcessExitedException
+from distpool.light import Any
 from distpool.member import Member, default_member
 from distpool.messages import DRIVER
 from distpool.pools.abstract import AbstractWorkerPool

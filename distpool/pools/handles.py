@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from itertools import count
-from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from distpool.calls import call_and_fetch
+from distpool.light import Any
 from distpool.member import Member, opening_member
 from distpool.pools.abstract import AbstractWorkerPool
 

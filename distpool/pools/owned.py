@@ -7,7 +7,6 @@ started in a call thread, because nobody who notices a death may wait.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
 
 from distpool.calls import call_into_future, wrapped
 from distpool.cores import usable_cores
@@ -15,6 +14,7 @@ from distpool.dispatch import Dispatch
 from distpool.errors import CompositeException, LaunchWorkerError, ProcessExitedException
 from distpool.joining import add_workers
 from distpool.leaving import leave
+from distpool.light import Any, Final
 from distpool.managers.local import LocalManager
 from distpool.member import Member
 from distpool.messages import DRIVER

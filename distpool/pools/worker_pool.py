@@ -11,12 +11,12 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, TypeVar
 
 from distpool.dispatch import Dispatch
 from distpool.errors import ProcessExitedException
 from distpool.futures import TaskFuture
 from distpool.jobs import CallJob, MapJob, Retries, StreamJob
+from distpool.light import Any, Final, TypeVar
 from distpool.member import Member, default_member, process_reader
 from distpool.messages import DRIVER
 from distpool.output import How, checked_mode
