@@ -50,9 +50,13 @@ class Handshake:
     byte too many is read: what follows the handshake belongs to the frames.
 
     >>> dialling, listening = Handshake("initiator", b"secret", "0.1"), Handshake("acceptor", b"secret", "0.1")
+    >>> sides = [(dialling, listening, bytearray()), (listening, dialling, bytearray())]
     >>> while not (dialling.is_complete and listening.is_complete):
-    ...     listening.receive(dialling.data_to_send())
-    ...     dialling.receive(listening.data_to_send())
+    ...     for sender, receiver, wire in sides:
+    ...         wire += sender.data_to_send()
+    ...         piece = bytes(wire[: receiver.wanted])
+    ...         del wire[: len(piece)]
+    ...         receiver.receive(piece)
 
     Raises HandshakeError from ``receive``, and then for ever: the connection must be closed (after what is still to be
     sent). ``distpool`` is this side's version of the package, ``python`` and ``protocol`` are for tests.
