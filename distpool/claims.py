@@ -8,9 +8,9 @@ decoded is given back too::
     sender --added: p, 1--> owner          the owner keeps the value while any count is not zero
        +----the reference--> p --dropped: p, 1--> owner
 
-A ``Claim`` is what all handles of one reference in this process share, and what a message holds from its making until it
-is sent, and from its coming until it is opened. So a reference is given back only when nobody here can need it any more,
-never while a message with it waits to be sent. How often it was given to us is counted beside the claim, in the weak
+A ``Claim`` is what all handles of one reference in this process share, and what a message holds from its making until
+it is sent, and from its coming until it is opened. So a reference is given back only when nobody here can need it any
+more, never while a message with it waits to be sent. How often it was given to us is counted beside the claim, in the weak
 reference to it, which is all that is left when the claim dies. Any thread may enter; a claim's end appends that weak
 reference to a deque and does nothing else, for it comes at any line of any thread, whatever lock is held.
 """
@@ -22,8 +22,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from struct import Struct
-from typing import Final
 
+from distpool.light import Final
 from distpool.messages import RRID
 from distpool.wire import Buffer
 
@@ -46,10 +46,10 @@ class _Record(weakref.ref[Claim]):
     __slots__ = ("count", "rrid", "where")
 
     def __new__(cls, claim: Claim, tell: Callable[[_Record], object]) -> _Record:
-        return super().__new__(cls, claim, tell)  # type: ignore[arg-type]  # the callback gets this very object
+        return super().__new__(cls, claim, tell)
 
     def __init__(self, claim: Claim, tell: Callable[[_Record], object]) -> None:
-        super().__init__(claim, tell)  # type: ignore[call-arg,arg-type]  # as __new__
+        super().__init__(claim, tell)  # type: ignore[call-arg]  # unknown to its types
         self.where = claim.where
         self.rrid = claim.rrid
         self.count = 0
@@ -61,7 +61,7 @@ class Claims:
     def __init__(self) -> None:
         self.dropped: deque[_Record] = deque()  # of claims that have died; appended to at any moment
         self._records: dict[RRID, _Record] = {}
-        # Protects _records and the counts. A finaliser of the user's may come in between and make a reference: re-entrant.
+        # Protects _records and the counts. Re-entrant: a finaliser of the user's may come in between and make references.
         self._lock = threading.RLock()
 
     def made(self, where: int, rrid: RRID) -> Claim:

@@ -66,7 +66,7 @@ class Call:
         if self.is_answered:
             return
         self.is_answered = True
-        frame, serving = self.frame, self._serving
+        frame = self.frame
         if frame.kind == m.CALL_FETCH:
             send_value(self.peer, frame.request, value)
         elif frame.kind != m.DO:

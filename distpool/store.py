@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 
 from distpool.channel import Channel, Ticket
 from distpool.errors import CapturedException, ProcessExitedException, RemoteException, remote_exception
@@ -369,7 +370,7 @@ class Store:
         """Answers where nothing depends on whether it arrives."""
         deliver = _delivery(answer, ok, value)
         if callable(deliver):
-            self.run_blocking(lambda: _is_done(deliver) and None)
+            self.run_blocking(partial(_run_delivery, deliver))
 
     def _return(self, channel: Any, value: Any) -> None:
         """Puts an item back. The next taker may fail too, and so on: a loop, where recursion would end at its limit."""
@@ -426,6 +427,10 @@ def _is_done(deliver: Callable[[], object]) -> bool:
         return deliver() is not False
     except Exception:  # as for an answer
         return False
+
+
+def _run_delivery(deliver: Callable[[], object]) -> None:
+    _is_done(deliver)
 
 
 def _written_error(rrid: RRID) -> RuntimeError:
