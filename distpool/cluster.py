@@ -129,13 +129,16 @@ class Cluster:
             self._last_pid += 1
             return self._last_pid
 
-    def add(self, peer: Peer) -> None:
-        """Make a process a member and tell the listeners."""
+    def add(self, peer: Peer) -> bool:
+        """Make a process a member and tell the listeners; False when it has ended meanwhile."""
         with self._lock:
+            if peer.pid in self._departed:
+                return False
             self._peers[peer.pid] = peer
             listeners = list(self._on_joined)
         for tell in listeners:
             tell(peer.pid)
+        return True
 
     def know(self, pids: Iterable[int]) -> None:
         """Replace the list of members that process 1 has told (worker only); those that are missing have departed."""

@@ -134,7 +134,9 @@ class _Joining:
             return self._give_up(problem)
         assert self._peer is not None
         self._member.managers[self.pid] = self._manager  # before it can die as a member, and be deregistered
-        self._member.cluster.add(self._peer)
+        if not self._member.cluster.add(self._peer):
+            self._member.managers.pop(self.pid, None)
+            return self._give_up(LaunchWorkerError(f"worker {self.pid} ended when it had just joined"))
         self._manager.manage(self.pid, self._config, "register")
         return None
 

@@ -28,7 +28,7 @@ from distpool.channel import Channel
 from distpool.cluster import Cluster, Departure
 from distpool.errors import remote_exception
 from distpool.introductions import Introductions
-from distpool.light import Any, Final, socket
+from distpool.light import TYPE_CHECKING, Any, Final, socket
 from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
@@ -39,6 +39,9 @@ from distpool.store import Store
 from distpool.threads import CallThreads
 from distpool.transport import Deadline, Reader
 from distpool.wire import Frame
+
+if TYPE_CHECKING:
+    from distpool.relays import Relays
 
 Job = Callable[[], object]
 Action = Callable[[Peer, Frame], None]
@@ -86,10 +89,12 @@ class Member:
             m.WITHDRAW: self.serving.withdraw,
         }
         self.books = Bookkeeping(self.cluster, self.store, reader)
-        self.introductions = Introductions(self.cluster)
+        self._relays: Relays | None = None  # made at first use: most clusters are on one machine
+        self.introductions = Introductions(self.cluster, lambda one, other: self.relays.join(one, other))
         self.handles: WeakValueDictionary[RRID, Any] = WeakValueDictionary()  # one for each reference known here
         self.actions.update({m.ADDED: self.books.added, m.DROPPED: self.books.dropped})
         self.actions.update({m.MEET: self._introduce, m.NEIGHBOUR: self._neighbour})
+        self.actions[m.RELAY] = lambda peer, frame: self.relays.received(peer, frame)
         self.cluster.listen(_nothing, self._client_gone)
 
     # -- connections ---------------------------------------------------------------------------------------------
@@ -213,12 +218,24 @@ class Member:
 
     def _neighbour(self, peer: Peer, frame: Frame) -> None:
         """Process 1 has connected us to another worker."""
-        if frame.descriptor < 0:
+        is_tunnel = not frame.descriptors
+        if frame.descriptor < 0 and not is_tunnel:
             return
         if self.cluster.was_member(frame.ref):  # it has ended since, and goes through the door of death only once
-            os.close(frame.descriptor)
+            if not is_tunnel:
+                os.close(frame.descriptor)
             return
-        self.cluster.add(self.connect(frame.ref, socket.socket(fileno=frame.descriptor)))
+        stream = self.relays.open(frame.ref) if is_tunnel else socket.socket(fileno=frame.descriptor)
+        self.cluster.add(self.connect(frame.ref, stream))
+
+    @property
+    def relays(self) -> Relays:
+        """The connections through process 1."""
+        if self._relays is None:
+            from distpool.relays import Relays  # only for clusters with workers that cannot be handed descriptors
+
+            self._relays = Relays(self.cluster, self.reader)
+        return self._relays
 
     # -- references in messages (peer.References) ------------------------------------------------------------------
 

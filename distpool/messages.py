@@ -26,7 +26,9 @@ JOINED         os pid and facts of the new member    --
 MEMBERS        all pids of the cluster               --
 EXIT           --                                    the process ends
 MEET           --                                    RESULT, when we are connected to process ``ref``
-NEIGHBOUR      --                                    nothing: the descriptor is a connection to process ``ref``
+NEIGHBOUR      --                                    nothing: the descriptor is a connection to process ``ref``;
+                                                     without one, there is a tunnel to it (``relays``)
+RELAY          bytes from ``whence`` to ``ref``      nothing: process 1 passes it on; ``request`` more may be sent
 ADDED          [(ref id, pid, how many)]             nothing: those processes hold references now; ``ref`` is the owner
 DROPPED        [(ref id, how many)]                  nothing: process ``whence`` gives references back to owner ``ref``
 LOG            fields of a log record                nothing: process 1 handles it
@@ -79,7 +81,8 @@ NEIGHBOUR: Final = 21
 ADDED: Final = 22
 DROPPED: Final = 23
 LOG: Final = 24
-LAST_KIND: Final = LOG
+RELAY: Final = 25
+LAST_KIND: Final = RELAY
 
 # Flags of a frame.
 FLAG_GLOBALS: Final = 1  # the payload begins with names to assign in the receiver's __main__ (pickling)

@@ -105,7 +105,8 @@ class Peer:
         references: References,
     ) -> None:
         self.pid = pid
-        self.shares_memory = hasattr(socket, "AF_UNIX") and stream.family == socket.AF_UNIX
+        is_unix = hasattr(socket, "AF_UNIX") and stream.family == socket.AF_UNIX
+        self.shares_memory: bool = getattr(stream, "shares_memory", is_unix)
         self.is_open = True
         self.pending: dict[int, Pending] = {}
         self.next_request: Callable[[], int] = count(1).__next__
@@ -132,6 +133,10 @@ class Peer:
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
         return f"<Peer {self.pid} {state}, {len(self.pending)} pending, {self._unsent} bytes unsent>"
+
+    def is_reached_by(self, stream: object) -> bool:
+        """True for the socket of this connection, and for the streams of a user that it stands for."""
+        return any(stream is each for each in (self._stream, *getattr(self._stream, "carries", ())))
 
     def fileno(self) -> int:
         """The socket's descriptor."""

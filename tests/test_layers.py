@@ -21,9 +21,9 @@ COMPAT = ROOT / "compat"
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
     ("light", "errors", "messages", "channel"),
-    ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "segments", "threads", "claims", "cores", "output"),
+    ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "streams", "segments", "threads", "claims", "cores", "output"),
     ("peer", "store", "forkserver", "managers"),
-    ("cluster", "callbacks", "bookkeeping", "introductions", "serving", "member"),
+    ("cluster", "callbacks", "bookkeeping", "introductions", "relays", "serving", "member"),
     ("refs", "calls", "errands", "logs", "lifecycle", "joining", "leaving", "membership", "tasks", "worker", "listening"),
     ("futures", "jobs", "dispatch", "pools", "fanout", "spawning", "loops", "parallel_for", "programs", "broadcast", "main_names"),
     ("__init__", "__main__"),
