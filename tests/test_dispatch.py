@@ -49,7 +49,7 @@ def open_gate(path: str) -> None:
 
 def known_functions(pool: WorkerPool) -> list[set[int]]:
     """The numbers of the callables that each worker keeps for us."""
-    return [set(slot.peer.known_functions) for slot in pool._dispatch._slots.values() if slot.peer is not None]
+    return [set(slot.peer.known_functions) for slot in pool._dispatch._ledger.slots() if slot.peer is not None]
 
 
 def test_what_waits_behind_a_long_task_is_taken_back(pool: WorkerPool, gate: str) -> None:
@@ -247,7 +247,7 @@ def test_dropped_stream_stops(pool: WorkerPool, tmp_path: Path) -> None:
     assert [next(results) for _ in range(100)] == list(range(100))
     results.close()  # type: ignore[attr-defined]
     assert pool.map(abs, [-1]) == [1]
-    assert all(job.how == 2 or job.is_stopped for job in pool._dispatch._jobs)
+    assert all(job.how == 2 or job.is_stopped for job in pool._dispatch._ledger._jobs)
 
 
 def test_task_that_kills_its_worker_fails_and_the_others_do_not() -> None:

@@ -1,0 +1,107 @@
+"""Tasks into envelopes, envelopes to the workers that have room.
+
+Runs user code (the input's iterator, pickling of items), so it is entered by the thread that owns the job or by a call
+thread; the reading thread only for jobs whose tasks are pickled already.
+"""
+
+from __future__ import annotations
+
+from distpool import messages as m
+from distpool.dispatch.here import Here
+from distpool.dispatch.holding import Holding
+from distpool.dispatch.judging import Judging
+from distpool.dispatch.ledger import Ledger
+from distpool.dispatch.limits import Limits
+from distpool.dispatch.listing import Listing
+from distpool.dispatch.results import Results
+from distpool.dispatch.sharing import Sharing
+from distpool.dispatch.slots import Shipment, Slot
+from distpool.futures import Raised
+from distpool.jobs import Job, Run
+from distpool.member import Member
+from distpool.peer import Peer
+from distpool.pickling import Parcel
+
+
+class Sending:
+    """Sends the tasks of jobs. Has a hand in every room above it, because it begins what they go on with."""
+
+    def __init__(
+        self,
+        member: Member,
+        ledger: Ledger,
+        sharing: Sharing,
+        holding: Holding,
+        listing: Listing,
+        limits: Limits,
+        judging: Judging,
+    ) -> None:
+        self._member = member
+        self._ledger = ledger
+        self._sharing = sharing
+        self._holding = holding
+        self._listing = listing
+        self._limits = limits
+        self._judging = judging
+        self._results = Results(ledger, sharing, holding, listing, judging, member)
+        self._here = Here(ledger, holding, judging)
+
+    def pump(self, job: Job) -> None:
+        """Send the job's tasks to workers that have room, until there is no room or no task. Runs user code."""
+        while job.is_hungry:
+            slot = self._ledger.reserve(job)
+            if slot is None:
+                break
+            run = None
+            try:
+                run = job.next_run(job.next_size(len(self._ledger)))
+                if run is not None:
+                    self._ship(job, slot, run)
+            finally:
+                self._ledger.unreserve(job, slot)
+            if run is None:
+                self._holding.capacity_came()  # others may have found no room while this worker was reserved in vain
+                break
+        if not job.is_hungry:
+            self._listing.end_if_passed(job)
+            self._sharing.balance()
+
+    def _ship(self, job: Job, slot: Slot, run: Run) -> None:
+        try:
+            parcel, is_apart = job.pack(run)
+        except BaseException as error:  # an item that cannot be pickled
+            self._set_apart(job, run, error)
+            return
+        job.item_bytes = parcel.nbytes / len(run.items)
+        shipment = Shipment(self._results, job, slot, run)
+        if slot.peer is None:
+            self._ledger.book(shipment)
+            self._member.threads.run(lambda: self._here.run(shipment))
+        elif self._send(shipment, slot.peer, parcel, is_apart) and job.timeout is not None:
+            self._limits.watch(shipment, job.timeout)
+
+    def _send(self, shipment: Shipment, peer: Peer, parcel: Parcel, is_apart: bool) -> bool:
+        """Send the callable, if the worker does not have it, and the tasks; False if the worker is gone."""
+        job = shipment.job
+        if job.number not in peer.known_functions:
+            # Sent before it is noted: a second thread may send it once more, but never tasks before their callable.
+            segment = None if job.function.globals else job.segment()
+            peer.send_parcel(m.FUNCTION, job.function, ref=job.number, segment=segment)
+            peer.known_functions.add(job.number)
+        shipment.request = peer.next_request()
+        self._ledger.book(shipment)
+        peer.pending[shipment.request] = shipment
+        flags = m.FLAG_APART if is_apart else 0
+        if peer.send_parcel(m.TASKS, parcel, flags, shipment.request, whence=shipment.count, ref=job.number):
+            return True
+        if peer.pending.pop(shipment.request, None) is not None:
+            shipment.lost(self._member.cluster.absence(shipment.slot.pid))
+        return False
+
+    def _set_apart(self, job: Job, run: Run, error: BaseException) -> None:
+        """Some task of the run cannot be pickled: that one fails, the others go on alone."""
+        if len(run.items) == 1:
+            self._judging.failed(job, run, 0, Raised(error))
+            return
+        for index, item in reversed(list(enumerate(run.items))):
+            job.returned.appendleft(Run(run.first + index, [item], run.attempt))

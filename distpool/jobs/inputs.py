@@ -1,0 +1,218 @@
+"""Jobs whose tasks come from the user's iterables: a map, which wants all results, and a stream, which wants the next.
+
+The input is read by one thread at a time, as workers have room, in the thread that pumps; results are put away by the
+reading thread. Owns: the input, the results that nobody has consumed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from operator import length_hint
+
+from distpool.futures import Outcome
+from distpool.jobs.job import Job, Run
+from distpool.light import Any
+from distpool.tasks import ONE, STAR
+from distpool.transport import Waiter
+
+
+class InputJob(Job):
+    """A job whose tasks come from the user's iterables, read lazily."""
+
+    def __init__(
+        self, f: Callable[..., Any], iterables: tuple[Iterable[Any], ...], *, star: bool = False, **options: Any
+    ) -> None:
+        super().__init__(f, **options)
+        self.how = STAR if star or len(iterables) > 1 else ONE
+        self._input: Iterator[Any] = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables)  # noqa: B905
+        self._input_lock = threading.Lock()  # one thread reads the input at a time
+        known = [length_hint(iterable, -1) for iterable in iterables]
+        self._total = min(known) if all(length >= 0 for length in known) else None
+        self.read = 0  # tasks that have been read
+        self.settled = 0  # tasks whose outcome is known
+        self.exhausted = False
+        self.input_error: BaseException | None = None
+        self.waiter = Waiter()  # of the thread that owns the job
+        self._lock = threading.Lock()  # protects settled and the results
+
+    @property
+    def is_hungry(self) -> bool:
+        """True until the input has ended, and while something is to be sent again."""
+        return not self.is_stopped and (bool(self.returned) or not self.exhausted)
+
+    def next_size(self, workers: int) -> int:
+        """As measured; smaller near the end of an input of known length, so that all workers end together."""
+        if self.batch_size is not None or self._total is None:
+            return self.size
+        return max(1, min(self.size, -(-(self._total - self.read) // (2 * workers))))
+
+    def next_run(self, size: int) -> Run | None:
+        """Return tasks that came back, else new ones from the input."""
+        try:
+            return self.returned.popleft()
+        except IndexError:
+            pass
+        with self._input_lock:
+            if self.exhausted or self.is_stopped:
+                return None
+            items: list[Any] = []
+            try:
+                items.extend(islice(self._input, size))  # keeps what came before an error
+                ended = len(items) < size
+            except BaseException as error:  # the user's iterator: raised by whoever waits for the results
+                self.input_error = error
+                ended = True
+            first = self.read
+            self.read += len(items)
+            self.exhausted = ended
+        if ended:
+            self.waiter.complete()
+        return Run(first, items) if items else None
+
+    def stop_reading(self, error: BaseException) -> None:
+        """As if the input had failed with this error."""
+        if not self.exhausted:
+            self.input_error = error
+            self.exhausted = True
+
+    def settle(self, run: Run, first: int, results: list[Any]) -> None:
+        """Put results away and wake the owner if they matter to it."""
+        with self._lock:
+            self.settled += len(results)
+            wake = self.keep(first, results)
+        if wake:
+            self.waiter.complete()
+
+    def keep(self, first: int, results: list[Any]) -> bool:
+        """Store results; return whether the owner must look. Runs under the job's lock."""
+        raise NotImplementedError
+
+    def demand(self) -> None:
+        """Wake the owner, who pumps."""
+        self.waiter.complete()
+
+
+class MapJob(InputJob):
+    """All results in input order, or the error of the first task that failed."""
+
+    def __init__(self, f: Callable[..., Any], iterables: tuple[Iterable[Any], ...], **options: Any) -> None:
+        super().__init__(f, iterables, **options)
+        self._chunks: list[tuple[int, list[Any]]] = []
+        self._failed_at: int | None = None  # the lowest task that failed
+
+    def keep(self, first: int, results: list[Any]) -> bool:
+        """Store results; after a failure nothing more is read, and only what comes before it is waited for."""
+        self._chunks.append((first, results))
+        if len(results) == 1 and isinstance(results[0], Outcome) and not results[0].ok:
+            self._failed_at = first if self._failed_at is None else min(first, self._failed_at)
+            self.exhausted = True
+        return self.is_finished
+
+    @property
+    def is_finished(self) -> bool:
+        """True when the results, or the error to raise, are known."""
+        if self._failed_at is not None:
+            before = sum(len(results) for first, results in self._chunks if first < self._failed_at)
+            return before >= self._failed_at
+        return self.exhausted and self.settled == self.read
+
+    @property
+    def has_failed(self) -> bool:
+        """True when some task has failed for good."""
+        return self._failed_at is not None
+
+    def results(self) -> list[Any]:
+        """Return the results in input order, or raise: an earlier task's error before a later one's, both before the
+        input's."""
+        chunks = sorted(self._chunks, key=_first)
+        if self._failed_at is not None:
+            failed = next(results[0] for first, results in chunks if first == self._failed_at)
+            failed.value()
+        if self.input_error is not None:
+            raise self.input_error
+        return list(chain.from_iterable(_values(results) for _, results in chunks))
+
+
+def _values(results: list[Any]) -> list[Any]:
+    """Open results. They came in one message, so all of them are Outcomes or none is."""
+    return [result.value() for result in results] if isinstance(results[0], Outcome) else results
+
+
+def _first(chunk: tuple[int, list[Any]]) -> int:
+    return chunk[0]
+
+
+class StreamJob(InputJob):
+    """Results one by one, in input order or as they come; the input is read only so far ahead of the consumer."""
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        *,
+        is_ordered: bool,
+        buffer_size: int | None,
+        workers: int,
+        schedule: Callable[[StreamJob], None],
+        keeps: object = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(f, iterables, **options)
+        self._is_ordered = is_ordered
+        self._buffer_size = buffer_size
+        self._workers = max(1, workers)
+        self._keeps = keeps  # the pool, which must not end while somebody has the iterator
+        self._schedule = schedule  # has a call thread pump, when the consumer is busy elsewhere
+        self._ready: dict[int, list[Any]] = {}  # first task to results, not consumed
+        self._taking: deque[Any] = deque()  # the results that the consumer takes next
+        self._next = 0  # the task whose result comes next, when ordered
+        self.consumed = 0
+        self.consumer_waits = False
+
+    def next_size(self, workers: int) -> int:
+        """As measured, within what may be read ahead of the consumer."""
+        size = super().next_size(workers)
+        return max(1, min(size, self._room())) if self._buffer_size is not None and self.batch_size is None else size
+
+    def _room(self) -> int:
+        """Tasks that may still be read before the consumer takes a result."""
+        limit = self._buffer_size if self._buffer_size is not None else 4 * self._workers * self.size
+        return limit - (self.read - self.consumed)
+
+    @property
+    def is_hungry(self) -> bool:
+        """True while something is to be sent, and there is room for its result."""
+        return not self.is_stopped and (bool(self.returned) or (not self.exhausted and self._room() > 0))
+
+    def keep(self, first: int, results: list[Any]) -> bool:
+        """Store results; the consumer looks when its next one is there."""
+        self._ready[first] = results
+        return not self._is_ordered or first == self._next
+
+    def demand(self) -> None:
+        """Wake the consumer if it waits, for it can pump; else a call thread does, so that workers need not wait."""
+        if self.consumer_waits:
+            self.waiter.complete()
+        else:
+            self._schedule(self)
+
+    def take(self) -> Any:
+        """Return the next result, perhaps an Outcome; IndexError when it is not there."""
+        if not self._taking:
+            with self._lock:
+                first = self._next if self._is_ordered else next(iter(self._ready), -1)
+                results = self._ready.pop(first, None)
+                if results is None:
+                    raise IndexError
+                self._next = first + len(results)
+            self._taking.extend(results)
+        self.consumed += 1
+        return self._taking.popleft()
+
+    @property
+    def is_finished(self) -> bool:
+        """True when no result will come any more."""
+        return self.exhausted and self.consumed >= self.read
