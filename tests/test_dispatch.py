@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from distpool import WorkerPool
+from distpool.dispatch.ledger import Ledger
+from distpool.dispatch.results import Results
+from distpool.dispatch.slots import Shipment, Slot
 from distpool.errors import ProcessExitedException
+from distpool.jobs import MapJob
 
 WAIT = 30  # seconds; a limit for what should take none
 
@@ -45,6 +49,23 @@ def open_gate(path: str) -> None:
     """Lets whoever waits at the gate pass."""
     with open(path, "w"):
         pass
+
+
+def test_room_is_seen_as_soon_as_the_results_are_there() -> None:
+    """Also while the thread that sent the tasks is not yet back: nobody would tell those who found no room."""
+    ledger = Ledger()
+    ledger.add(Slot(2, None, None))
+    job = MapJob(abs, ([-1],))
+    slot, run = ledger.reserve(job), job.next_run(1)
+    assert slot is not None
+    assert run is not None
+    assert not ledger.is_idle()
+    shipment = Shipment(Results.__new__(Results), job, slot, run)
+    ledger.book(shipment)
+    assert not ledger.is_idle()
+    ledger.progress(shipment, 1, is_last=True)
+    assert ledger.is_idle()
+    assert not ledger.is_busy_with(job)
 
 
 def known_functions(pool: WorkerPool) -> list[set[int]]:

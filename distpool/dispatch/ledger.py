@@ -183,15 +183,17 @@ class Ledger:
             return best
 
     def unreserve(self, job: Job, slot: Slot) -> None:
-        """The envelope is on its way, or there was none."""
+        """There was nothing to send."""
         with self._lock:
             slot.reserved -= 1
             job.reserved -= 1
 
     def book(self, shipment: Shipment) -> None:
-        """Its worker has it from now on."""
+        """What was reserved is in flight from now on: one step, so that its end is seen as room by everyone."""
         with self._lock:
             shipment.slot.in_flight.append(shipment)
+            shipment.slot.reserved -= 1
+            shipment.job.reserved -= 1
 
     def unbook(self, shipment: Shipment) -> None:
         """Its worker has it no more."""

@@ -17,6 +17,7 @@ from distpool.dispatch.results import Results
 from distpool.dispatch.sharing import Sharing
 from distpool.dispatch.slots import Shipment, Slot
 from distpool.futures import Raised
+from distpool.interrupts import DeferredInterrupt
 from distpool.jobs import Job, Run
 from distpool.member import Member
 from distpool.peer import Peer
@@ -48,6 +49,7 @@ class Sending:
 
     def pump(self, job: Job) -> None:
         """Send the job's tasks to workers that have room, until there is no room or no task. Runs user code."""
+        was_in_vain = False
         while job.is_hungry:
             slot = self._ledger.reserve(job)
             if slot is None:
@@ -55,48 +57,49 @@ class Sending:
             run = None
             try:
                 run = job.next_run(job.next_size(len(self._ledger)))
-                if run is not None:
-                    self._ship(job, slot, run)
             finally:
-                self._ledger.unreserve(job, slot)
+                if run is None:
+                    self._ledger.unreserve(job, slot)
+            was_sent = run is not None and self._ship(job, slot, run)
+            was_in_vain = was_in_vain or not was_sent
             if run is None:
-                self._holding.capacity_came()  # others may have found no room while this worker was reserved in vain
                 break
+        if was_in_vain:
+            self._holding.capacity_came()  # others may have found no room while a worker was reserved for nothing
         if not job.is_hungry:
             self._listing.end_if_passed(job)
             self._sharing.balance()
 
-    def _ship(self, job: Job, slot: Slot, run: Run) -> None:
+    def _ship(self, job: Job, slot: Slot, run: Run) -> bool:
+        """Send a run; False when it cannot be pickled."""
         try:
             parcel, is_apart = job.pack(run)
+            if slot.peer is not None:
+                _introduce(job, slot.peer)
         except BaseException as error:  # an item that cannot be pickled
+            self._ledger.unreserve(job, slot)
             self._set_apart(job, run, error)
-            return
+            return False
         job.item_bytes = parcel.nbytes / len(run.items)
         shipment = Shipment(self._results, job, slot, run)
         if slot.peer is None:
             self._ledger.book(shipment)
             self._member.threads.run(lambda: self._here.run(shipment))
-        elif self._send(shipment, slot.peer, parcel, is_apart) and job.timeout is not None:
-            self._limits.watch(shipment, job.timeout)
+            return True
+        with DeferredInterrupt():  # what is booked and never sent would be waited for without end
+            self._send(shipment, slot.peer, parcel, m.FLAG_APART if is_apart else 0)
+        return True
 
-    def _send(self, shipment: Shipment, peer: Peer, parcel: Parcel, is_apart: bool) -> bool:
-        """Send the callable, if the worker does not have it, and the tasks; False if the worker is gone."""
+    def _send(self, shipment: Shipment, peer: Peer, parcel: Parcel, flags: int) -> None:
         job = shipment.job
-        if job.number not in peer.known_functions:
-            # Sent before it is noted: a second thread may send it once more, but never tasks before their callable.
-            segment = None if job.function.globals else job.segment()
-            peer.send_parcel(m.FUNCTION, job.function, ref=job.number, segment=segment)
-            peer.known_functions.add(job.number)
         shipment.request = peer.next_request()
         self._ledger.book(shipment)
         peer.pending[shipment.request] = shipment
-        flags = m.FLAG_APART if is_apart else 0
-        if peer.send_parcel(m.TASKS, parcel, flags, shipment.request, whence=shipment.count, ref=job.number):
-            return True
-        if peer.pending.pop(shipment.request, None) is not None:
+        sent = peer.send_parcel(m.TASKS, parcel, flags, shipment.request, whence=shipment.count, ref=job.number)
+        if not sent and peer.pending.pop(shipment.request, None) is not None:
             shipment.lost(self._member.cluster.absence(shipment.slot.pid))
-        return False
+        elif job.timeout is not None:
+            self._limits.watch(shipment, job.timeout)
 
     def _set_apart(self, job: Job, run: Run, error: BaseException) -> None:
         """Some task of the run cannot be pickled: that one fails, the others go on alone."""
@@ -105,3 +108,12 @@ class Sending:
             return
         for index, item in reversed(list(enumerate(run.items))):
             job.returned.appendleft(Run(run.first + index, [item], run.attempt))
+
+
+def _introduce(job: Job, peer: Peer) -> None:
+    """Send the callable, unless the worker has it."""
+    if job.number not in peer.known_functions:
+        # Sent before it is noted: a second thread may send it once more, but never tasks before their callable.
+        segment = None if job.function.globals else job.segment()
+        peer.send_parcel(m.FUNCTION, job.function, ref=job.number, segment=segment)
+        peer.known_functions.add(job.number)
