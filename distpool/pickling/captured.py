@@ -84,10 +84,10 @@ def dump_exception(exception: BaseException | CapturedException) -> Parcel:
 def _tested(exception: BaseException, replaced: dict[int, BaseException], alone: bool = False) -> Parcel:
     parcel = pack(exception, replaced, alone)
     # Opened without its globals: they are ours already, and must not be assigned anew.
-    loaded = pickle.loads(parcel.body, buffers=parcel.buffers)
+    came = type(pickle.loads(parcel.body, buffers=parcel.buffers))
     expected = type(replaced.get(id(exception), exception))
-    if type(loaded) is not expected:
-        raise TypeError(f"{expected.__qualname__} comes back as {type(loaded).__qualname__}")
+    if came is not expected:
+        raise TypeError(f"{expected.__qualname__} comes back as {came.__qualname__}")
     return parcel
 
 

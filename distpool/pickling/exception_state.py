@@ -4,13 +4,13 @@ Used by the pickler. The standard pickle calls ``type(*args)`` at the receiver, 
 ``__init__`` takes something else than what it hands to ``super().__init__``, and it drops traceback, cause, context and
 notes. Here the object is made without its ``__init__`` and given its state; only classes that reduce themselves
 (``__reduce__`` of their own) are rebuilt their own way. Tracebacks become lists of frames here, and real tracebacks
-again at the receiver by way of tblib (used as a tool: its global installation would change pickling for the whole
-program).
+again at the receiver.
 """
 
 from __future__ import annotations
 
-from types import BuiltinMethodType, GetSetDescriptorType, MemberDescriptorType, TracebackType
+from collections.abc import Generator
+from types import BuiltinMethodType, FunctionType, GetSetDescriptorType, MemberDescriptorType, TracebackType
 
 from distpool.light import TYPE_CHECKING, Any, Final
 
@@ -166,36 +166,20 @@ def _set_chain(
         exception.__traceback__ = rebuild(frames)
 
 
-class _Code:
-    def __init__(self, filename: str, name: str) -> None:
-        self.co_filename = filename
-        self.co_name = name
-
-
-class _Frame:
-    def __init__(self, filename: str, name: str, line: int, module: str) -> None:
-        self.f_code = _Code(filename, name)
-        self.f_lineno = line
-        self.f_globals = {"__file__": filename, "__name__": module}
-        self.f_locals: dict[str, Any] = {}
-
-    def clear(self) -> None:
-        """Part of what a frame can do."""
-
-
-class _Step:
-    def __init__(self, frame: tuple[str, str, int, str], following: _Step | None) -> None:
-        self.tb_frame = _Frame(*frame)
-        self.tb_lineno = frame[2]
-        self.tb_next = following
+def _nowhere() -> Generator[None, None, None]:
+    yield
 
 
 def rebuild(frames: list[tuple[str, str, int, str]]) -> TracebackType | None:
-    """A real traceback again, which can be raised and printed."""
-    import tblib  # only processes that meet a failure need it
+    """A real traceback again, which can be raised and printed.
 
-    step: _Step | None = None
-    for frame in reversed(frames):
-        step = _Step(frame, step)
-    made: TracebackType | None = None if step is None else tblib.Traceback(step).as_traceback()
+    Its frames are those of generators that never run. Frames that do run (what tblib makes) keep the frames that called
+    them, and so all that was at hand where the failure was opened, the user's objects and remote references too, in a
+    cycle until the garbage collector comes by; in a process that waits for work it does not.
+    """
+    made: TracebackType | None = None
+    for filename, name, line, module in reversed(frames):
+        code = _nowhere.__code__.replace(co_filename=filename, co_name=name, co_firstlineno=max(line, 1))
+        frame = FunctionType(code, {"__name__": module, "__file__": filename}, name)().gi_frame
+        made = TracebackType(made, frame, -1, line)
     return made
