@@ -26,7 +26,7 @@ from distpool.bookkeeping import Bookkeeping
 from distpool.callbacks import Callbacks
 from distpool.channel import Channel
 from distpool.cluster import Cluster, Departure
-from distpool.errors import remote_exception
+from distpool.errors import ProcessExitedException, remote_exception
 from distpool.introductions import Introductions
 from distpool.light import TYPE_CHECKING, Any, Final, socket
 from distpool.managers.interface import ClusterManager, WorkerConfig
@@ -53,16 +53,20 @@ EXIT_REPORT_SECONDS: Final = 0.5
 # One set of idle threads for all clusters that share a reader: many pools, one after the other, need no more than one
 # has.
 _call_threads: WeakKeyDictionary[Reader, CallThreads] = WeakKeyDictionary()
+_CALL_NAME: Final = "distpool call"
 
 
 class Member:
     """One process's membership in one cluster."""
 
-    def __init__(self, pid: int, reader: Reader, execute: Callable[[Job], None] | None = None) -> None:
+    def __init__(
+        self, pid: int, reader: Reader, execute: Callable[[Job], None] | None = None, is_guest: bool = False
+    ) -> None:
         self.pid = pid
+        self.is_guest = is_guest  # a worker in some threads of a process whose default member is another
         self.cluster = Cluster(pid)
         self.reader = reader
-        self.threads = _call_threads.setdefault(reader, CallThreads("distpool call"))
+        self.threads = _guest_threads(self) if is_guest else _call_threads.setdefault(reader, CallThreads(_CALL_NAME))
         self.execute: Callable[[Job], None] = execute or self.threads.run
         self.callbacks = Callbacks(self.threads)
         self.watches_exits = False  # "exited" callbacks are told of departures
@@ -104,6 +108,7 @@ class Member:
         if config is not None:
             self.configs[pid] = config  # before anything can be read, for the stream may end at once
         peer = Peer(pid, stream, self.reader, self.receive, self._stream_ended, self)
+        peer.is_in_our_process = self.is_guest or getattr(stream, "is_in_our_process", False)
         if config is not None and config.process is not None:
             config.process.watch(lambda code, signum: self._exit_reported(peer, code, signum))
         return peer
@@ -186,8 +191,15 @@ class Member:
             while self._notices:
                 print(self._notices.popleft(), file=sys.stderr, flush=True)
 
-    def _client_gone(self, pid: int, error: BaseException) -> None:
-        self.store.client_gone(pid)
+    def _client_gone(self, pid: int, error: ProcessExitedException) -> None:
+        self.store.client_gone(pid, error)
+
+    def leave(self) -> None:
+        """Close all connections of this member, and fail what waits for an answer; the process lives on."""
+        for peer in self.cluster.peers():
+            self.cluster.depart(peer, Departure(detail="this worker has left the cluster", was_asked=True))
+        if self._relays is not None:
+            self._relays.close()
 
     # -- workers meet --------------------------------------------------------------------------------------------
 
@@ -395,7 +407,8 @@ def _next_ref() -> int:
 
 # -- the member that module functions act on ---------------------------------------------------------------------------
 
-_context = threading.local()  # .member: whose message this thread is opening
+_context = threading.local()  # .member: whose message this thread is opening; .own: the guest that this thread is of
+_has_guests = False  # some threads are workers of their own; looked at first, for a thread's own variables cost time
 _default: Member | None = None
 _reader: Reader | None = None
 _owner_pid = 0  # the operating-system process that the two belong to: a fork must not use its parent's
@@ -415,6 +428,8 @@ def process_reader() -> Reader:
 def default_member() -> Member:
     """Return this process's membership in its default cluster; nobody's worker is process 1 of its own."""
     global _default
+    if _has_guests and (own := getattr(_context, "own", None)) is not None:
+        return own  # type: ignore[no-any-return]
     if _default is not None and _owner_pid == os.getpid():
         return _default
     with _default_lock:
@@ -435,6 +450,16 @@ def install_default(member: Member, reader: Reader) -> None:
     global _default, _reader, _owner_pid
     with _default_lock:
         _default, _reader, _owner_pid = member, reader, os.getpid()
+
+
+def act_as(guest: Member) -> None:
+    """Make this thread one of a worker that has no process of its own: module functions act on it here from now on."""
+    global _has_guests
+    _has_guests, _context.own = True, guest
+
+
+def _guest_threads(guest: Member) -> CallThreads:
+    return CallThreads(_CALL_NAME, begin=lambda: act_as(guest))
 
 
 def opening_member() -> Member:

@@ -21,6 +21,7 @@ from distpool.pickling import Parcel, dump, dump_arguments, in_message, note_ref
 from distpool.transport import Deadline, Waiter
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 _fetch_lock = threading.Lock()  # protects the lists of fetchers of all Futures; held for an instant
 _NOTHING: Any = object()  # "no value yet", which None is not
@@ -78,7 +79,7 @@ class RemoteRef:
         if self.where == self._member.pid:
             return self._ask_here(op, args, timeout)
         peer = self._member.peer(self.where)
-        frame = self._member.request_within(peer, m.REF, _packed(op, args), self.rrid, timeout)
+        frame = self._member.request_within(peer, m.REF, _packed(op, args, self.where), self.rrid, timeout)
         try:
             return self._member.open_answer(peer, frame)
         except ChannelClosedError as error:
@@ -132,8 +133,8 @@ class RemoteRef:
 _CODES: Final = {op: bytes([code]) for code, op in enumerate(m.OPERATIONS)}
 
 
-def _packed(op: str, args: tuple[Any, ...]) -> Parcel:
-    parcel = dump_arguments(args, {})
+def _packed(op: str, args: tuple[Any, ...], to: int) -> Parcel:
+    parcel = dump_arguments(args, {}, to)
     parcel.body = _CODES[op] + parcel.body
     return parcel
 
@@ -300,7 +301,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
             member.make_channel(self.rrid, factory, member.pid)
         else:
             peer = member.peer(where)
-            parcel = dump((_make_channel, (factory, *self.rrid, member.pid), {}))
+            parcel = dump((_make_channel, (factory, *self.rrid, member.pid), {}), where)
             member.open_answer(peer, member.request(peer, m.CALL_FETCH, parcel))
 
     @classmethod
@@ -326,6 +327,40 @@ class RemoteChannel(RemoteRef, Generic[T]):
     def wait(self, timeout: float | None = None) -> RemoteChannel[T]:
         """Wait until there is an item. Returns the channel."""
         self._ask("wait", (), timeout)
+        return self
+
+    def try_put(self, *args: Any) -> bool:
+        """Put an item if there is room at this moment; False otherwise."""
+        return self._at_once("put", args, _NOTHING) is not _NOTHING
+
+    def try_take(self, default: D = None) -> T | D:  # type: ignore[assignment]
+        """Remove and return the first item, or return ``default`` if there is none at this moment."""
+        return self._at_once("take", (), default)  # type: ignore[no-any-return]
+
+    def try_fetch(self, default: D = None) -> T | D:  # type: ignore[assignment]
+        """Return the first item and leave it there, or return ``default`` if there is none at this moment."""
+        return self._at_once("fetch", (), default)  # type: ignore[no-any-return]
+
+    def _at_once(self, op: str, args: tuple[Any, ...], default: Any) -> Any:
+        try:
+            return self._ask(op, args, 0)
+        except TimeoutError as error:
+            if isinstance(error, RemoteException):  # an item, or what the channel was closed with
+                raise
+            return default
+
+    def bind(self, pid: int) -> RemoteChannel[T]:
+        """Close the channel when process ``pid`` ends: who waits then gets ProcessExitedException. Returns the channel.
+
+        For a consumer that waits for what ``pid`` produces: else it would wait for ever. What is in the channel can
+        still be taken. Raises ValueError for a pid that never was a process; one that is gone closes it at once.
+        """
+        if self.where == self._member.pid:
+            _bind(self._member, self.rrid, pid)
+        else:
+            peer = self._member.peer(self.where)
+            parcel = dump((_bind_here, (*self.rrid, pid), {}))
+            self._member.open_answer(peer, self._member.request(peer, m.CALL_FETCH, parcel))
         return self
 
     def isready(self, *args: Any) -> bool:
@@ -374,6 +409,16 @@ def _make_channel(factory: Callable[[], Any], whence: int, number: int, creator:
     default_member().make_channel(RRID(whence, number), factory, creator)
 
 
+def _bind(member: Member, rrid: RRID, pid: int) -> None:
+    if not member.cluster.is_member(pid) and not member.cluster.was_member(pid):
+        raise member.cluster.absence(pid)
+    member.store.bind(rrid, pid)
+
+
+def _bind_here(whence: int, number: int, pid: int) -> None:
+    _bind(default_member(), RRID(whence, number), pid)
+
+
 # -- generic verbs (Julia's functions on refs) -------------------------------------------------------------------------
 
 
@@ -410,6 +455,15 @@ def take(ref: Any, *args: Any) -> Any:
 def isready(ref: Any, *args: Any) -> bool:
     """True when ``fetch`` (``take`` for a pool) would return at once."""
     return bool(_method(ref, "isready")(*args))
+
+
+def isopen(ref: Any) -> bool:
+    """True while things can be put into a Channel or RemoteChannel; TypeError for a Future, which is never closed.
+
+    >>> isopen(Channel(1))
+    True
+    """
+    return bool(_method(ref, "isopen")())
 
 
 def close(ref: Any) -> None:

@@ -35,7 +35,7 @@ TOMBSTONES: Final = 4096
 class _Entry:
     """What is kept under one id."""
 
-    __slots__ = ("channel", "clients", "is_set", "waiting")
+    __slots__ = ("bound", "channel", "clients", "is_set", "waiting")
 
     def __init__(self, channel: Any, client: int) -> None:
         self.channel = channel
@@ -44,6 +44,7 @@ class _Entry:
         self.clients = {client: 1}
         self.is_set = False  # it is a Future, and has its value
         self.waiting: set[_Request] = set()
+        self.bound: set[int] = set()  # processes whose end closes the channel
 
 
 class _Request:
@@ -227,10 +228,30 @@ class Store:
             abandoned = self._drop(rrid, entry, client, count)
         self._abandon(abandoned, _released_error(rrid))
 
-    def client_gone(self, pid: int) -> None:
-        """A process left: its waiting requests are withdrawn, what only it held goes, and it gets no items any more."""
+    def bind(self, rrid: RRID, pid: int) -> None:
+        """Closes the channel of an id when process ``pid`` leaves; now if it has left."""
+        with self._lock:
+            entry = self._find(rrid, (rrid.whence,))
+            if entry is not None and pid not in self._gone:
+                entry.bound.add(pid)
+                return
+        if entry is not None:
+            self._close_bound(entry, ProcessExitedException(pid))
+
+    def _close_bound(self, entry: _Entry, error: ProcessExitedException) -> None:
+        if type(entry.channel) is Channel:
+            entry.channel.close(error)
+        else:
+            self.run_blocking(partial(_close, entry.channel))
+
+    def client_gone(self, pid: int, error: ProcessExitedException | None = None) -> None:
+        """A process left: its waiting requests are withdrawn, what only it held goes, and it gets no items any more.
+
+        Channels that were bound to it are closed, with ``error`` if it says more about its end.
+        """
         with self._lock:
             self._gone.add(pid)
+            bound = [entry for entry in self._entries.values() if pid in entry.bound]
             withdrawn = [request for request in self._requests.values() if request.client == pid]
             held = [(rrid, entry) for rrid, entry in self._entries.items() if pid in entry.clients]
             # `held` outlives the lock, so that no finaliser of a user's value runs under it.
@@ -238,6 +259,8 @@ class Store:
         self._abandon(withdrawn, ProcessExitedException(pid))
         for rrid, requests in orphans:
             self._abandon(requests, _released_error(rrid))
+        for entry in bound:
+            self._close_bound(entry, error or ProcessExitedException(pid))
 
     def _drop(self, rrid: RRID, entry: _Entry, client: int, count: int) -> list[_Request]:
         """Takes ``count`` from a client. Returns the requests that lost their entry with it. Under the lock."""
@@ -398,6 +421,10 @@ _OPS: Final = {
     "fetch_release": (0, 1),
     "close": (0, 1),
 }
+
+
+def _close(channel: Any) -> None:
+    _outcome(lambda: channel.close(), ())
 
 
 def _run_own(request: _Request, args: tuple[Any, ...]) -> None:
