@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from distpool.calls import remotecall_fetch as remotecall_fetch
     from distpool.calls import remotecall_wait as remotecall_wait
     from distpool.channel import Channel as Channel
+    from distpool.connections import current_peer as current_peer
+    from distpool.connections import init_worker as init_worker
+    from distpool.connections import process_messages as process_messages
+    from distpool.connections import worker_id_from_socket as worker_id_from_socket
     from distpool.cookie import cluster_cookie as cluster_cookie
     from distpool.errors import ChannelClosedError as ChannelClosedError
     from distpool.errors import CompositeException as CompositeException
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from distpool.refs import RemoteChannel as RemoteChannel
     from distpool.refs import close as close
     from distpool.refs import fetch as fetch
+    from distpool.refs import isopen as isopen
     from distpool.refs import isready as isready
     from distpool.refs import put as put
     from distpool.refs import take as take
@@ -74,6 +79,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "calls": ("remote_do", "remotecall", "remotecall_fetch", "remotecall_wait"),
     "channel": ("Channel",),
+    "connections": ("current_peer", "init_worker", "process_messages", "worker_id_from_socket"),
     "cookie": ("cluster_cookie",),
     "errors": (
         "ChannelClosedError",
@@ -116,6 +122,7 @@ _ROOMS = {
         "channel_from_id",
         "close",
         "fetch",
+        "isopen",
         "isready",
         "put",
         "remoteref_id",

@@ -104,7 +104,7 @@ def call_into_future(
         member.store.create(rrid, client=pid)
         member.threads.run(lambda: _run_here(member, rrid, f, args, kwargs, completion))
         return Future.of(member, pid, rrid)
-    peer, parcel = member.peer(pid), dump((f, args, kwargs))
+    peer, parcel = member.peer(pid), dump((f, args, kwargs), pid)
     future = Future.of(member, pid, rrid)  # before the call: an interrupt must not leave a result that nobody holds
     if completion is not None:
         member.send_request(peer, completion, m.CALL, parcel, *rrid)
@@ -157,7 +157,7 @@ def remotecall_wait(f: Callable[..., T], pid: int | Pool, /, *args: Any, **kwarg
     if pid == member.pid:
         return call_into_future(member, f, pid, args, kwargs).wait()
     rrid = member.next_rrid()
-    peer, parcel = member.peer(pid), dump((f, args, kwargs))
+    peer, parcel = member.peer(pid), dump((f, args, kwargs), pid)
     future = Future.of(member, pid, rrid)  # before the call: what fails, or is interrupted, is given back with it
     member.open_answer(peer, member.request(peer, m.CALL_WAIT, parcel, rrid.whence, rrid.id))
     return future
@@ -186,7 +186,7 @@ def call_and_fetch(member: Member, f: Callable[..., T], pid: int, args: tuple[An
             failure = wrapped(pid, error)
             raise failure from failure.captured.ex
     peer = member.peer(pid)
-    frame = member.request(peer, m.CALL_FETCH, dump((f, args, kwargs)))
+    frame = member.request(peer, m.CALL_FETCH, dump((f, args, kwargs), pid))
     return member.open_answer(peer, frame)  # type: ignore[no-any-return]
 
 
@@ -245,7 +245,7 @@ def do_in(member: Member, f: Callable[..., Any], pid: int, args: tuple[Any, ...]
         member.threads.run(lambda: _do_here(member, f, args, kwargs))
         return
     peer = member.peer(pid)
-    if not peer.send_parcel(m.DO, dump((f, args, kwargs))):
+    if not peer.send_parcel(m.DO, dump((f, args, kwargs), pid)):
         raise member.cluster.absence(pid)
     if peer.has_unsent:
         peer.wait_for_room()

@@ -22,7 +22,7 @@ from distpool.errors import RemoteProtocolError
 from distpool.interrupts import DeferredInterrupt
 from distpool.light import TYPE_CHECKING, Any, Final, Protocol, socket
 from distpool.messages import FLAG_GLOBALS, FLAG_REFS
-from distpool.pickling import Parcel, SentGlobals, peel, wrap
+from distpool.pickling import Parcel, SentGlobals, peel, peel_beside, wrap
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Buffer, Frame, FrameParser, encode
 
@@ -111,6 +111,7 @@ class Peer:
         self.pending: dict[int, Pending] = {}
         self.next_request: Callable[[], int] = count(1).__next__
         self.sent_globals = SentGlobals()
+        self.is_in_our_process = False  # the other side shares our ``__main__``: nothing in it is replaced by a copy
         self.known_functions: set[int] = set()  # numbers of the callables it keeps for our pools
         self._stream = stream
         self._reader = reader
@@ -383,8 +384,9 @@ class Peer:
                 table, frame.body = split_table(frame.body)
                 frame.claims = self._references.received(table)
             if frame.flags & FLAG_GLOBALS:
+                peel_off = peel_beside if self.is_in_our_process else peel
                 with self._references.opening():
-                    frame.body, frame.buffers = peel(FLAG_GLOBALS, frame.body, frame.buffers, self.sent_globals)
+                    frame.body, frame.buffers = peel_off(FLAG_GLOBALS, frame.body, frame.buffers, self.sent_globals)
         except Exception as error:  # the user's objects, or no memory
             frame.error = error
 

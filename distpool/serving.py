@@ -147,7 +147,7 @@ class Serving:
         for ident, call in list(self.running.items()):
             if ident != main and not call.is_answered:
                 call.fail(KeyboardInterrupt(f"interrupted on process {self.pid}"))
-                _raise_in_thread(ident)
+                raise_in_thread(ident, KeyboardInterrupt)
 
     # -- references ----------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ def send_value(peer: Peer, request: int, value: object) -> bool:
     Returns whether the value itself was sent.
     """
     try:
-        parcel = dump(value)
+        parcel = dump(value, peer.pid)
     except BaseException as error:
         send_error(peer, request, error)
         return False
@@ -220,10 +220,11 @@ def report_unraisable(pid: int, error: BaseException) -> None:
     print(f"exception on process {pid}:\n{captured.traceback}", file=sys.stderr, flush=True)
 
 
-def _raise_in_thread(ident: int) -> None:
+def raise_in_thread(ident: int, error: type[BaseException] | None) -> None:
+    """Raise an exception in another thread, between two steps of its Python code; None takes one back."""
     import ctypes  # slow to import, and only needed here: Python has no other way to stop a thread
 
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt))
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(error) if error else None)
 
 
 # While one of these is on the stack SIGINT is of no effect: an answer must not be lost half-way.

@@ -205,6 +205,11 @@ class Tasks:
         if self._queue:
             self._wake_main()
 
+    def drop_all(self) -> None:
+        """Begin no more tasks."""
+        for envelope in [*self._running.values(), *self._queue]:
+            envelope.take_back(0)
+
     def is_running(self, thread: int, request: int, number: int) -> bool:
         """True while ``thread`` runs task ``number`` (counted from 1; 0 is any) of the envelope ``request``."""
         envelope = self._running.get(thread)
@@ -328,7 +333,7 @@ class Tasks:
         envelope.sent += count
         now = monotonic()
         spent, envelope.since = now - envelope.since, now
-        parcel, apart = _pack_results(results, envelope.failed)
+        parcel, apart = _pack_results(results, envelope.failed, envelope.peer.pid)
         envelope.peer.send_parcel(
             m.TASKS_DONE,
             parcel,
@@ -354,26 +359,26 @@ UNINTERRUPTIBLE: Final = frozenset(
 )
 
 
-def _pack_results(results: list[Any], may_have_failed: bool) -> tuple[Parcel, bool]:
+def _pack_results(results: list[Any], may_have_failed: bool, to: int) -> tuple[Parcel, bool]:
     """Pickle results: all at once when opening them can run no strange code, else one by one.
 
     One by one, a result that cannot be pickled here or opened there costs only itself.
     """
     if not (may_have_failed and any(type(result) is _Raised for result in results)):
         try:
-            parcel = dump(results)
+            parcel = dump(results, to)
         except BaseException:
             pass  # some result cannot be pickled: find out which below
         else:
             if not parcel.foreign:
                 return parcel, False
-    return bundle([_pack_one(result) for result in results]), True
+    return bundle([_pack_one(result, to) for result in results]), True
 
 
-def _pack_one(result: Any) -> tuple[bool, Parcel]:
+def _pack_one(result: Any, to: int) -> tuple[bool, Parcel]:
     if type(result) is _Raised:
         return False, dump_exception(result.error)
     try:
-        return True, dump(result)
+        return True, dump(result, to)
     except BaseException as error:
         return False, dump_exception(error)

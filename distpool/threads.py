@@ -30,8 +30,11 @@ class CallThreads:
     True
     """
 
-    def __init__(self, name: str, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self, name: str, idle_seconds: float = IDLE_SECONDS, begin: Callable[[], object] | None = None
+    ) -> None:
         self._name = name
+        self._begin = begin  # what each thread does first
         self._idle_seconds = idle_seconds
         self._idle: deque[_Slot] = deque()  # threads that wait for a job; appended and popped atomically
 
@@ -49,6 +52,8 @@ class CallThreads:
         threading.Thread(target=self._work, args=(slot,), name=self._name, daemon=True).start()
 
     def _work(self, slot: _Slot) -> None:
+        if self._begin is not None:
+            self._begin()
         while (job := slot.next(self._idle_seconds)) is not None:
             try:
                 job()

@@ -395,8 +395,10 @@ class Reader:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
         self._poller.close()
-        os.close(self._wake_in)
-        os.close(self._wake_out)
+        wake_in, wake_out = self._wake_in, self._wake_out
+        self._wake_in = self._wake_out = -1  # the numbers may soon be other files': a late wake() must miss them
+        os.close(wake_in)
+        os.close(wake_out)
 
 
 def _report(error: BaseException) -> None:

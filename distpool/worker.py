@@ -1,9 +1,11 @@
 """The life of a worker: from its first message to its end.
 
-Entered by the fork server's child (``run_forked``). The main thread reads a request, runs it, answers, reads the next;
-there is no hand-over for short requests. While it is in user code for more than a tick, the reader's background thread
-reads: it answers what needs no user code, gives further direct calls threads of their own, sends finished results, and
-takes orders to stop. Owns: what the main thread is doing, and whether SIGINT may interrupt it.
+Entered by the fork server's child (``run_forked``), by a program that has made itself a worker, and by a thread that is
+a worker inside another program (``distpool.testing``). The main thread, or the one that serves in its place, reads a
+request, runs it, answers, reads the next; there is no hand-over for short requests. While it is in user code for more
+than a tick, the reader's background thread reads: it answers what needs no user code, gives further direct calls
+threads of their own, sends finished results, and takes orders to stop. Owns: what the main thread is doing, and whether
+SIGINT may interrupt it.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from functools import partial
 
 from distpool import messages as m
 from distpool import serving, tasks
-from distpool.light import Any, Final, NoReturn, signal, socket
-from distpool.member import Member, install_default
+from distpool.light import Any, Final, signal, socket
+from distpool.member import Member, act_as, install_default
 from distpool.messages import DRIVER
 from distpool.peer import Peer
 from distpool.pickling import dump
@@ -44,11 +46,25 @@ def run_forked(descriptor: int, setup: dict[str, Any]) -> None:
 
 
 class Worker:
-    """This process as a worker: its main thread, and who stands in for it."""
+    """This process as a worker: its main thread, and who stands in for it.
 
-    def __init__(self, stream: socket.socket, page: memoryview | None, reader: Reader | None = None) -> None:
+    Made in the thread that will serve. Where that is not the main thread of the process, there are no signals: an
+    interrupt is raised between two steps of Python code, as in any other call thread. With ``exit_on_close=False`` the
+    worker is a guest: its end is that of ``serve``, and nothing of the process is its own.
+    """
+
+    def __init__(
+        self,
+        stream: socket.socket,
+        page: memoryview | None,
+        reader: Reader | None = None,
+        *,
+        exit_on_close: bool = True,
+    ) -> None:
         self._main = threading.get_ident()
         self._os_pid = os.getpid()
+        self._is_guest = not exit_on_close
+        self._has_signals = exit_on_close and threading.current_thread() is threading.main_thread()
         self._jobs: deque[Callable[[], object]] = deque()  # direct calls that the main thread shall run
         self._work = Waiter()  # done when there is something to run, or to end
         self._is_leaving = False
@@ -60,20 +76,33 @@ class Worker:
         self._reader = reader or Reader()  # a worker that listened for its driver has one already
         self._reader.on_takeover = self._main_is_busy
         self._reader.on_wait = self._user_code_waits
-        self._member = Member(0, self._reader, self._execute)
+        self._member = Member(0, self._reader, self._execute, self._is_guest)
         self._tasks = Tasks(self._member, self._work.complete, page)
         self._member.actions.update({m.JOIN: self._join, m.MEMBERS: self._members, m.EXIT: self._exit})
         self._member.actions[m.INTERRUPT] = self._interrupt
         self._member.cluster.listen(lambda pid: None, self._departed)
-        install_default(self._member, self._reader)
-        signal.signal(signal.SIGINT, self._on_sigint)
-        _enable_faulthandler()
+        if self._is_guest:
+            act_as(self._member)
+        else:
+            install_default(self._member, self._reader)
+        if self._has_signals:
+            signal.signal(signal.SIGINT, self._on_sigint)
+            _enable_faulthandler()
         self._driver = self._member.connect(DRIVER, stream)
 
     # -- the main thread -----------------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Run what comes until the end."""
+        while not self._is_leaving:
+            try:
+                self._serve_on()
+            except (KeyboardInterrupt, SystemExit):  # raised in a thread without signals when it was just done
+                if self._has_signals:
+                    raise
+        self._leave()
+
+    def _serve_on(self) -> None:
         while not self._is_leaving:
             # Both before looking, so that what comes meanwhile is not overlooked, nor left to a thread that is busy.
             self._work.done = False
@@ -84,7 +113,6 @@ class Worker:
                 self._run_guarded(self._tasks.run_next)
             else:
                 self._wait()
-        self._leave()
 
     def _wait(self) -> None:
         self._is_idle = True
@@ -188,11 +216,16 @@ class Worker:
             peer.send_parcel(m.RESULT, serving.NOTHING, request=frame.request)
         if not frame.ref:
             self._interrupt_waiting()
-            self._member.serving.interrupt(self._main)
+            self._member.serving.interrupt(self._main if self._has_signals else 0)
             if self._was_signalled:  # the main thread heard of this order before we could read it
                 self._was_signalled = False
                 return
-        if not frame.ref or self._tasks.is_running(self._main, frame.ref, frame.whence):
+        is_task = self._tasks.is_running(self._main, frame.ref, frame.whence)
+        if not self._has_signals:
+            is_in_some_task = self._may_interrupt and self._main not in self._member.serving.running
+            if is_task or (not frame.ref and is_in_some_task):
+                serving.raise_in_thread(self._main, KeyboardInterrupt)
+        elif not frame.ref or is_task:
             self._signals_itself = True
             signal.pthread_kill(self._main, signal.SIGINT)
 
@@ -221,16 +254,38 @@ class Worker:
 
     def _departed(self, pid: int, error: BaseException) -> None:
         if pid == DRIVER and not self._is_leaving and os.getpid() == self._os_pid:
-            os._exit(1)  # nobody is left to work for; the fork server ends what we started
+            if self._is_guest:
+                self._is_leaving = True
+                self._leave()
+            else:
+                os._exit(1)  # nobody is left to work for; the fork server ends what we started
 
-    def _leave(self) -> NoReturn:
+    def _leave(self) -> None:
         """End this process without waiting for any thread: some may be stuck in user code."""
-        if threading.get_ident() == self._main:
+        if self._is_guest:
+            self._check_out()
+            return
+        if threading.current_thread() is threading.main_thread():
             import atexit  # only here, and only the main thread may run what others registered
 
             atexit._run_exitfuncs()
         flush_output()
         os._exit(0)
+
+
+    def _check_out(self) -> None:
+        """End as a guest. What is stuck in C code is left behind; its thread ends when that does."""
+        self._tasks.drop_all()
+        self._member.leave()
+        is_serving = threading.get_ident() == self._main
+        if is_serving:
+            serving.raise_in_thread(self._main, None)  # what was to end user code has come too late for it
+        busy = {*self._member.serving.running, *([] if self._is_idle else [self._main])} - {threading.get_ident()}
+        for ident in busy:
+            serving.raise_in_thread(ident, SystemExit)
+        self._work.complete()
+        if is_serving and not self._reader.is_leading:  # the last who needs it
+            self._reader.close()
 
 
 def _run_aside(job: Callable[[], object]) -> None:

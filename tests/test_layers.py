@@ -24,9 +24,9 @@ FLOORS = (
     ("cookie", "wire", "handshake", "pickling", "bundles", "interrupts", "waiting", "polling", "transport", "tcp", "streams", "segments", "threads", "claims", "cores", "output"),
     ("peer", "store", "forkserver", "managers"),
     ("cluster", "callbacks", "bookkeeping", "introductions", "relays", "serving", "member"),
-    ("refs", "calls", "errands", "logs", "lifecycle", "joining", "leaving", "membership", "tasks", "worker", "listening"),
+    ("refs", "calls", "errands", "logs", "lifecycle", "joining", "leaving", "membership", "tasks", "worker", "connections", "listening"),
     ("futures", "jobs", "dispatch", "pools", "fanout", "spawning", "loops", "parallel_for", "programs", "broadcast", "main_names"),
-    ("__init__", "__main__"),
+    ("__init__", "__main__", "testing"),
 )
 ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

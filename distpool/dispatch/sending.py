@@ -73,7 +73,7 @@ class Sending:
     def _ship(self, job: Job, slot: Slot, run: Run) -> bool:
         """Send a run; False when it cannot be pickled."""
         try:
-            parcel, is_apart = job.pack(run)
+            parcel, is_apart = job.pack(run, slot.pid)
             if slot.peer is not None:
                 _introduce(job, slot.peer)
         except BaseException as error:  # an item that cannot be pickled

@@ -118,16 +118,19 @@ class Job:
         """Return up to ``size`` tasks, None when there is none now. May run the user's iterator."""
         raise NotImplementedError
 
-    def pack(self, run: Run) -> tuple[Parcel, bool]:
-        """Pickle tasks; the boolean says that they were pickled one by one. Raises when some task cannot be pickled."""
+    def pack(self, run: Run, to: int = 0) -> tuple[Parcel, bool]:
+        """Pickle tasks for a process; the boolean says that they were pickled one by one.
+
+        Raises when some task cannot be pickled.
+        """
         try:
-            parcel = dump((self.how, run.items))
+            parcel = dump((self.how, run.items), to)
         except TypeError:
             if len(run.items) == 1:
                 dump(run.items[0])  # raises again, and names the part as seen from the item
             raise
         if parcel.foreign and len(run.items) > 1:
-            return bundle([(True, dump(item)) for item in run.items], note=self.how), True
+            return bundle([(True, dump(item, to)) for item in run.items], note=self.how), True
         return parcel, False
 
     def settle(self, run: Run, first: int, results: list[Any]) -> None:

@@ -60,7 +60,7 @@ class CallJob(Job):
                 items.append(call)
         return Run(0, items) if items else None
 
-    def pack(self, run: Run) -> tuple[Parcel, bool]:
+    def pack(self, run: Run, to: int = 0) -> tuple[Parcel, bool]:
         """Put the parcels together."""
         return bundle([(True, parcel) for parcel, _ in run.items], note=CALL), True
 

@@ -142,9 +142,9 @@ class ClusterManager:
     def kill(self, pid: int, config: WorkerConfig) -> None:
         """Help a worker to its end, and close what the manager holds of it; by default there is nothing to do.
 
-        Called once for each worker that is removed, when it has just been asked to end, and for one that could not join;
-        never for one that died by itself. A worker with a ``process`` that does not end in time gets SIGKILL from
-        distpool; without one, its connection is closed, and a worker ends when its connection does.
+        Called once for each worker that is removed, when it has just been asked to end, and for one that could not
+        join; never for one that died by itself. A worker with a ``process`` that does not end in time gets SIGKILL
+        from distpool; without one, its connection is closed, and a worker ends when its connection does.
         """
 
     def default_addprocs_params(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from .captured import capture, dump_exception, load_exception
 from .functions import mentioned_names, shipped_namespace
-from .globals_ import SentGlobals, peel, unwrap, wrap
+from .globals_ import SentGlobals, peel, peel_beside, unwrap, wrap
 from .parcel import (
     Parcel,
     ShippedGlobal,
@@ -50,6 +50,7 @@ __all__ = [
     "mentioned_names",
     "note_ref",
     "peel",
+    "peel_beside",
     "sending_to",
     "shipped_namespace",
     "unwrap",

@@ -183,6 +183,22 @@ def peel(
     return body, buffers
 
 
+def peel_beside(
+    flags: int, body: bytes | memoryview, buffers: Sequence[Any] = (), sent: SentGlobals | None = None
+) -> tuple[bytes | memoryview, Sequence[Any]]:
+    """`peel` in a process whose ``__main__`` is that of the sender, too: names that are there are left as they are."""
+    if not flags & FLAG_GLOBALS:
+        return body, buffers
+    entries, body, buffers = _split(body, buffers)
+    for name, packed, parts in entries:
+        namespace, attribute = _place(name)
+        if attribute not in namespace:
+            namespace[attribute] = _loaded(name, packed, parts)
+        if sent is not None:
+            sent.note_received(name, namespace[attribute])
+    return body, buffers
+
+
 def unwrap_beside(flags: int, body: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
     """`unwrap` for what must not change this process: only names that are missing here are assigned."""
     if flags & FLAG_GLOBALS:

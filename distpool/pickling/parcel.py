@@ -93,8 +93,11 @@ class ShippedGlobal:
         self.buffers = buffers
 
 
-def dump(obj: object) -> Parcel:
+def dump(obj: object, to: int = 0) -> Parcel:
     """Pickle an object, by value where the receiver could not import it.
+
+    Args:
+        to: the process that gets it, if it is known already: what ``current_peer()`` tells user code in it.
 
     Raises:
         TypeError: something in it cannot be pickled; the message says where it is, the cause is the original error.
@@ -114,10 +117,10 @@ def dump(obj: object) -> Parcel:
                         forget_names()
     elif type(obj) in _ATOMS or _is_flat(obj):
         return Parcel(pickle.dumps(obj, 5), [])
-    return _dump_any(obj)
+    return _dump_any(obj, to)
 
 
-def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Parcel:
+def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any], to: int = 0) -> Parcel:
     """``dump((arguments, keywords))``, at plain pickle speed for a few plain arguments: what ``submit`` does most."""
     if not keywords and len(arguments) <= _FEW:
         for argument in arguments:
@@ -126,7 +129,7 @@ def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Parc
         else:
             return Parcel(pickle.dumps((arguments, keywords), 5), [])
     try:
-        return dump((arguments, keywords))
+        return dump((arguments, keywords), to)
     except TypeError as error:
         if not isinstance(error.__cause__, Exception):
             raise
@@ -161,13 +164,13 @@ def load(body: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
     return pickle.loads(body, buffers=buffers) if buffers else pickle.loads(body)
 
 
-def _dump_any(obj: object) -> Parcel:
+def _dump_any(obj: object, to: int) -> Parcel:
     try:
         try:
-            return pack(obj)
+            return pack(obj, to=to)
         except pickle.PicklingError:
             forget_names()  # perhaps a function was replaced in its module since we looked: look again
-            return pack(obj)
+            return pack(obj, to=to)
     except (MemoryError, UnsendableGlobal):
         raise
     except Exception as error:
@@ -184,24 +187,26 @@ class UnsendableGlobal(TypeError):
     """A global that by-value code mentions cannot be pickled; a plain TypeError to users."""
 
 
-def pack(obj: object, replaced: dict[int, BaseException] | None = None, alone: bool = False) -> Parcel:
+def pack(obj: object, replaced: dict[int, BaseException] | None = None, alone: bool = False, to: int = 0) -> Parcel:
     """`dump` without the fast path and without explaining errors.
 
     Args:
         replaced: exceptions (by id) with what stands in for them.
         alone: leave out causes, contexts and tracebacks of exceptions.
+        to: as for `dump`.
     """
     mentioned: dict[str, object] = {}
     context = sending_to
     context.depth += 1
     outer, context.refs = context.refs, None
+    outer_pid, context.pid = context.pid, to
     try:
         packer, body, buffers = _pack_one(lift(obj), mentioned, replaced or {}, alone)
         names = _ship(mentioned) if mentioned else None
         return Parcel(body, buffers, names, packer.foreign, context.refs)
     finally:
         context.depth -= 1
-        context.refs = outer
+        context.refs, context.pid = outer, outer_pid
 
 
 def _pack_one(
