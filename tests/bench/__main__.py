@@ -15,10 +15,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import arrays, calls, deaths, memory, schedule, startup, table, throughput
+from tests.bench import arrays, calls, channels, deaths, memory, schedule, startup, table, throughput
 from tests.bench.runner import Outcome, Row, Scale, run
 
-ROWS: list[Row] = [row for room in (calls, throughput, schedule, arrays, startup, memory, deaths) for row in room.ROWS]
+ROWS: list[Row] = [
+    row for room in (calls, channels, throughput, schedule, arrays, startup, memory, deaths) for row in room.ROWS
+]
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
