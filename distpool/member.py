@@ -71,7 +71,9 @@ class Member:
         self.callbacks = Callbacks(self.threads)
         self.watches_exits = False  # "exited" callbacks are told of departures
         self.store = Store(run_blocking=self.threads.run)
-        self.serving = Serving(self.cluster, self.store, self.open, self.execute, lambda: self.reader.is_leading)
+        self.serving = Serving(
+            self.cluster, self.store, self.open, self.execute, lambda: self.reader.is_leading, reader.call_later
+        )
         self.managers: dict[int, ClusterManager] = {}  # of the workers that have joined this process
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
         self.announces_deaths = False  # True for the cluster of ``addprocs``; pools replace their dead without a word

@@ -103,12 +103,14 @@ class Serving:
         open: Callable[[Frame], Any],
         execute: Callable[[Job], None],
         is_reading: Callable[[], bool],
+        call_later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self.store = store
         self.open = open
         self.running: dict[int, Call] = {}  # by thread
         self._cluster = cluster
         self._execute = execute
+        self._call_later = call_later  # makes a short call on the reading thread, in so many seconds
         self._is_reading = is_reading  # whether this thread reads just now, and must not run code of the user's
         # REF requests that have arrived and are not at the store yet, and whether they were withdrawn meanwhile.
         self._beginning: dict[tuple[int, int], bool] = {}
@@ -147,7 +149,16 @@ class Serving:
         for ident, call in list(self.running.items()):
             if ident != main and not call.is_answered:
                 call.fail(KeyboardInterrupt(f"interrupted on process {self.pid}"))
-                raise_in_thread(ident, KeyboardInterrupt)
+                self._stop(ident, call, 0.001)
+
+    def _stop(self, ident: int, call: Call, pause: float) -> None:
+        """Raise KeyboardInterrupt in a thread when it is in the user's code; in ours it would cut a message in two."""
+        if self.running.get(ident) is not call:
+            return
+        if _is_in_user_code(ident):
+            raise_in_thread(ident, KeyboardInterrupt)
+        else:
+            self._call_later(pause, lambda: self._stop(ident, call, min(2 * pause, 0.5)))
 
     # -- references ----------------------------------------------------------------------------------------------
 
@@ -218,6 +229,16 @@ def report_unraisable(pid: int, error: BaseException) -> None:
     """Print an exception that nobody waits for, as Julia's remote_do does."""
     captured = error.captured if isinstance(error, RemoteException) else capture(error)
     print(f"exception on process {pid}:\n{captured.traceback}", file=sys.stderr, flush=True)
+
+
+def _is_in_user_code(ident: int) -> bool:
+    """Whether a thread that runs a request has left our code for the user's, and not come back by a call of ours."""
+    frame = sys._current_frames().get(ident)
+    while frame is not None and frame.f_code is not Call._run.__code__:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == "distpool":
+            return False
+        frame = frame.f_back
+    return frame is not None
 
 
 def raise_in_thread(ident: int, error: type[BaseException] | None) -> None:
