@@ -43,14 +43,20 @@ def unlimited() -> Any:
     return Channel(math.inf)
 
 
-def put_into_channel(channel: Any, count: int) -> None:
-    """Produce in a worker of ours."""
-    put_all(channel.put, count)
+def put_into_channel(channel: Any, count: int, together: int) -> None:
+    """Produce here, for our channel; with ``together`` above 1, lists of so many items."""
+    if together == 1:
+        put_all(channel.put, count)
+    else:
+        put_all(lambda number: channel.put([number] * together), count // together)
 
 
-def take_from_channel(channel: Any, count: int) -> None:
-    """Consume in a worker of ours."""
-    take_all(channel.take, count)
+def take_from_channel(channel: Any, count: int, together: int) -> None:
+    """Consume here, from our channel."""
+    if together == 1:
+        take_all(channel.take, count)
+    else:
+        take_all(lambda: channel.take()[-1], count // together)
 
 
 def _per_item(count: int, transfer: Callable[[], object]) -> Measure:
@@ -65,22 +71,20 @@ def _per_item(count: int, transfer: Callable[[], object]) -> Measure:
 
 
 @contextmanager
-def _ours(producer: str, owner: str, consumer: str, count: int) -> Iterator[Measure]:
+def _ours(producer: str, owner: str, consumer: str, count: int, together: int = 1) -> Iterator[Measure]:
     from distpool import RemoteChannel, addprocs, remotecall, rmprocs
 
     pids = addprocs(2)
     at = {DRIVER: 1, FIRST: pids[0], SECOND: pids[1]}
 
     def transfer() -> None:
-        consuming = remotecall(take_from_channel, at[consumer], channel, count) if consumer != DRIVER else None
-        producing = remotecall(put_into_channel, at[producer], channel, count) if producer != DRIVER else None
-        if producing is None:
-            put_into_channel(channel, count)
-        if consuming is None:
-            take_from_channel(channel, count)
-        for future in (producing, consuming):
-            if future is not None:
-                future.fetch()
+        roles = ((consumer, take_from_channel), (producer, put_into_channel))
+        away = [remotecall(move, at[party], channel, count, together) for party, move in roles if party != DRIVER]
+        for party, move in roles:
+            if party == DRIVER:
+                move(channel, count, together)
+        for future in away:
+            future.fetch()
 
     try:
         channel: Any = RemoteChannel(unlimited, at[owner])
@@ -174,6 +178,7 @@ def _contenders(producer: str, owner: str, consumer: str, scale: Scale) -> Seque
         Contender("Manager().Queue", partial(_manager_queue, producer, consumer, count)),
         Contender("raw", partial(_pipe, producer, consumer, count)),
         Contender("distpool", partial(_ours, producer, owner, consumer, count)),
+        Contender("distpool, lists of 100", partial(_ours, producer, owner, consumer, count, 100)),
     ]
 
 
@@ -187,7 +192,7 @@ def _row(name: str, producer: str, owner: str, consumer: str) -> Row:
         partial(_contenders, producer, owner, consumer),
         goals=tuple(goals),
         note="20,000 items for each sample, all samples through the same channel, put and taken one by one. "
-        "Raw: `multiprocessing.Pipe`, which has no store, and only one who sends.",
+        "Raw: `multiprocessing.Pipe`, which has no store, and only one who sends. Lists: what programs can do by hand.",
     )
 
 
