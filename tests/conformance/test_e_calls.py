@@ -1,7 +1,6 @@
 """Section E: calls on a process id, from the driver to its workers and back.
 
-Left out: C061 and C062 (one worker calls another, a later issue). C064 and C076 are shown between driver and workers
-only, C069 with `remotecall` in the place of `spawnat`.
+C061, C062 and C075, and C064 and C076 with calls between workers, are in test_worker_to_worker. C069 with `remotecall` in the place of `spawnat`.
 """
 
 from __future__ import annotations
