@@ -20,11 +20,17 @@ class Item:
 
     def __init__(self, ok: bool, body: Buffer, buffers: Sequence[Any]) -> None:
         self.ok = ok
-        self._body = body
+        self._body: Buffer | None = body
         self._buffers = buffers
+
+    def refuse(self) -> None:
+        """Let ``open`` raise KeyboardInterrupt: nobody wants it any more."""
+        self._body = None
 
     def open(self) -> Any:
         """Unpickle it: the object, or the ``CapturedException``."""
+        if self._body is None:
+            raise KeyboardInterrupt("stopped before it began")
         return load(self._body, self._buffers) if self.ok else load_exception(self._body, self._buffers)
 
 

@@ -88,14 +88,15 @@ class TaskFuture(Future[T], Generic[T]):
     asyncio.
     """
 
-    __slots__ = ("_callbacks", "_canceller", "_outcome", "_state", "_waiters")
+    __slots__ = ("_callbacks", "_outcome", "_state", "_stop", "_waiters", "is_away")
 
-    def __init__(self, member: Member, canceller: Callable[[TaskFuture[Any], bool], bool]) -> None:
+    def __init__(self, member: Member, stop: Callable[[TaskFuture[Any]], object]) -> None:
         self._member = member
         self._claim = None  # it is kept in the store only once it was sent somewhere
         self.where = member.pid
         self.whence, self.id = member.next_rrid()
-        self._canceller = canceller
+        self._stop = stop  # interrupts the task where it runs
+        self.is_away = False  # it is being sent to a worker, or there; set under _lock, for cancelling looks at it
         self._outcome: Any = None  # the value, or an Outcome that is opened when asked for
         self._state = _PENDING
         # None until somebody waits: most futures are done before. Emptied under _lock, which all futures share: it is
@@ -105,13 +106,19 @@ class TaskFuture(Future[T], Generic[T]):
 
     # -- told by dispatch ----------------------------------------------------------------------------------------
 
+    def leave(self) -> bool:
+        """The task is about to be sent; False if it was cancelled, and shall not."""
+        with _lock:
+            self.is_away = self._state == _PENDING
+            return self.is_away
+
     def resolve(self, outcome: Any) -> None:
         """Store the value, or an Outcome, and wake whoever waits. Only the first call counts."""
         self._settle(_DONE, outcome)
 
-    def _settle(self, state: int, outcome: Any) -> bool:
+    def _settle(self, state: int, outcome: Any, unless_away: bool = False) -> bool:
         with _lock:
-            if self._state != _PENDING:
+            if self._state != _PENDING or (unless_away and self.is_away):
                 return False
             self._outcome = outcome
             self._state = state
@@ -221,11 +228,10 @@ class TaskFuture(Future[T], Generic[T]):
         Returns whether it is cancelled. A running task gets a KeyboardInterrupt, and its worker is killed and replaced
         when it does not stop within a second.
         """
-        if self._state != _PENDING:
-            return self._state == _CANCELLED
-        if not self._canceller(self, running):
-            return False
-        return self._settle(_CANCELLED, None) or self._state == _CANCELLED
+        is_ours = self._settle(_CANCELLED, None, unless_away=not running)
+        if is_ours and self.is_away:
+            self._stop(self)
+        return self._state == _CANCELLED
 
     def running(self) -> bool:
         """Whether it is done is all that is known without asking its worker: False."""

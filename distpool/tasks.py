@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 
 from distpool import messages as m
-from distpool.bundles import bundle, unbundle
+from distpool.bundles import Item, bundle, unbundle
 from distpool.light import Any, Final
 from distpool.member import Member
 from distpool.peer import Peer
@@ -76,6 +76,7 @@ class Envelope:
         "items",
         "lock",
         "peer",
+        "refused",
         "results",
         "sent",
         "since",
@@ -93,6 +94,7 @@ class Envelope:
         self.items: deque[Any] = deque()
         self.results: list[Any] = []  # finished, not sent
         self.failed = False  # one of them is a _Raised
+        self.refused: set[int] = set()  # tasks that were stopped before the items were opened
         self.flush_lock = threading.Lock()  # one sender of results at a time, so that they stay in order
         self.since = 0.0  # when the results last left
         self.started = 0  # how many tasks have begun
@@ -108,7 +110,27 @@ class Envelope:
             del items[self.count :]  # taken back while it waited
             self.items.extend(items)
             self.unopened = False
+            for number in self.refused:
+                self._refuse(number)
         return int(how)
+
+    def refuse(self, number: int) -> None:
+        """Task ``number`` (from 1) shall not begin. Of no effect when it has, or when it is not packed by itself."""
+        with self.lock:
+            if self.unopened:
+                self.refused.add(number)
+            else:
+                self._refuse(number)
+
+    def _refuse(self, number: int) -> None:
+        if number > self.count:  # taken back
+            return
+        try:
+            item = self.items[number - 1 - self.count]  # from the right end, which only take_back moves, under the lock
+        except IndexError:
+            return
+        if isinstance(item, Item):
+            item.refuse()
 
     def take_back(self, keep: int) -> int:
         """Give up tasks that have not started, all but ``keep`` of them; return how many the envelope now holds."""
@@ -163,7 +185,7 @@ class Tasks:
         # An envelope that is done, or not there, has nothing to give: all ones say so.
         peer.send(m.TAKEN_BACK, request=frame.request, whence=left & (2**64 - 1))
         if envelope is not None:
-            self._flush(envelope)
+            self._flush_aside([envelope])
 
     def _find(self, peer: Peer, request: int) -> Envelope | None:
         for envelope in [*self._running.values(), *self._queue]:
@@ -210,6 +232,12 @@ class Tasks:
         for envelope in [*self._running.values(), *self._queue]:
             envelope.take_back(0)
 
+    def refuse(self, peer: Peer, request: int, number: int) -> None:
+        """See that a task of an envelope does not begin, if it has not yet; 0 is none in particular."""
+        envelope = self._find(peer, request)
+        if envelope is not None and number:
+            envelope.refuse(number)
+
     def is_running(self, thread: int, request: int, number: int) -> bool:
         """True while ``thread`` runs task ``number`` (counted from 1; 0 is any) of the envelope ``request``."""
         envelope = self._running.get(thread)
@@ -217,8 +245,7 @@ class Tasks:
 
     def flush_running(self) -> None:
         """Send what the running envelopes have finished; the reading thread calls it while a long task runs."""
-        for envelope in list(self._running.values()):
-            self._flush(envelope)
+        self._flush_aside(list(self._running.values()))
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -318,6 +345,17 @@ class Tasks:
     def _flush(self, envelope: Envelope) -> None:
         with envelope.flush_lock:
             self._send_results(envelope, 0)
+
+    def _flush_aside(self, envelopes: list[Envelope]) -> None:
+        """Have a call thread send what is finished: packing results may run the user's code (``__reduce__``)."""
+        # One that is being flushed is left alone, else threads would pile up behind a result that is slow to pickle.
+        waiting = [envelope for envelope in envelopes if envelope.results and not envelope.flush_lock.locked()]
+        if waiting:
+            self._member.threads.run(lambda: self._flush_all(waiting))
+
+    def _flush_all(self, envelopes: list[Envelope]) -> None:
+        for envelope in envelopes:
+            self._flush(envelope)
 
     def _finish(self, envelope: Envelope) -> None:
         flush_output()

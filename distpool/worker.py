@@ -220,6 +220,7 @@ class Worker:
             if self._was_signalled:  # the main thread heard of this order before we could read it
                 self._was_signalled = False
                 return
+        self._tasks.refuse(peer, frame.ref, frame.whence)
         is_task = self._tasks.is_running(self._main, frame.ref, frame.whence)
         if not self._has_signals:
             is_in_some_task = self._may_interrupt and self._main not in self._member.serving.running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from distpool.dispatch.results import Results
 from distpool.dispatch.slots import Shipment, Slot
 from distpool.errors import ProcessExitedException
 from distpool.jobs import MapJob
+from distpool.member import Member
+from distpool.transport import Reader
 
 WAIT = 30  # seconds; a limit for what should take none
 
@@ -51,6 +54,29 @@ def open_gate(path: str) -> None:
         pass
 
 
+def test_single_task_behind_another_envelope_can_be_taken_back() -> None:
+    """The one before it may take for ever."""
+    reader, (ours, theirs) = Reader(), socket.socketpair()
+    member = Member(1, reader)
+    ledger = Ledger()
+    ledger.add(Slot(2, member.connect(2, ours), None))
+    ledger.add(Slot(3, None, None))  # idle
+    job = MapJob(abs, ([-1, -2],))
+    job.learn(1, 0.001)  # short enough for two envelopes at a time
+    shipments = []
+    for run in (job.next_run(1), job.next_run(1)):
+        assert run is not None
+        shipments.append(Shipment(Results.__new__(Results), job, ledger.slots()[0], run))
+        ledger.slots()[0].reserved += 1
+        job.reserved += 1
+        ledger.book(shipments[-1])
+    _, chosen = ledger.mark_recalls(lambda candidates, idle: [(shipment, 0) for shipment in candidates])
+    assert [shipment for shipment, _ in chosen] == shipments[1:]
+    theirs.close()
+    reader.close()
+    ours.close()
+
+
 def test_room_is_seen_as_soon_as_the_results_are_there() -> None:
     """Also while the thread that sent the tasks is not yet back: nobody would tell those who found no room."""
     ledger = Ledger()
@@ -66,6 +92,26 @@ def test_room_is_seen_as_soon_as_the_results_are_there() -> None:
     ledger.progress(shipment, 1, is_last=True)
     assert ledger.is_idle()
     assert not ledger.is_busy_with(job)
+
+
+def test_results_are_never_pickled_by_the_reading_thread(pool: WorkerPool, gate: str) -> None:
+    """One that is sent while the next task runs is pickled elsewhere: its own code may take long, or wait for us."""
+
+    class Tells:
+        def __reduce__(self) -> tuple[object, ...]:
+            return str, (threading.current_thread().name,)
+
+    def work(number: int) -> object:
+        if number == 2:
+            with open(gate) as file:
+                file.read()
+        return Tells()
+
+    results = pool.imap(work, range(3), batch_size=3)
+    names = [next(results), next(results)]  # the second cannot be sent by the runner, which is in the third
+    open_gate(gate)
+    assert not any("reader" in str(name) for name in names)
+    assert next(results) == "MainThread"
 
 
 def known_functions(pool: WorkerPool) -> list[set[int]]:

@@ -30,12 +30,17 @@ def pool() -> Iterator[WorkerPool]:
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Makes futures of no pool; `cancels` says what dispatch would answer."""
+    """Makes futures of no pool; `is_away` says that the task has been sent."""
     reader = Reader()
     member = Member(1, reader)
 
-    def make(cancels: bool = True) -> TaskFuture[Any]:
-        return TaskFuture(member, lambda future, running: cancels)
+    stopped: list[TaskFuture[Any]] = []
+
+    def make(is_away: bool = False) -> TaskFuture[Any]:
+        future: TaskFuture[Any] = TaskFuture(member, stopped.append)
+        if is_away:
+            assert future.leave()
+        return future
 
     yield make
     reader.close()
@@ -157,11 +162,27 @@ def test_cancel_before_it_is_sent(make: Make) -> None:
 
 def test_cancel_too_late(make: Make) -> None:
     """A task that runs, or is done, is not cancelled."""
-    future = make(cancels=False)
+    future = make(is_away=True)
     assert not future.cancel()
     future.resolve(1)
     assert not future.cancel()
     assert future.result() == 1
+
+
+def test_cancel_while_it_runs(make: Make) -> None:
+    """Counts at once, and the task is told to stop where it is, once."""
+    future = make(is_away=True)
+    assert future.cancel(running=True)
+    assert future.cancel(running=True)
+    assert future.cancelled()
+    assert future._stop.__self__ == [future]  # type: ignore[attr-defined]
+
+
+def test_cancelled_before_it_is_sent_it_is_not_sent(make: Make) -> None:
+    """Cancelling and sending exclude each other: True from `cancel` means that the task does not begin."""
+    future = make()
+    assert future.cancel()
+    assert not future.leave()
 
 
 def test_nothing_can_be_put(make: Make) -> None:
@@ -197,7 +218,7 @@ def test_await(pool: WorkerPool) -> None:
 
 
 def test_await_that_is_cancelled_stops_the_task() -> None:
-    """The task that runs for ever is interrupted where it runs, and the worker works on."""
+    """The task is interrupted where it runs, or before it begins if its function is not open yet; no worker dies."""
 
     def for_ever() -> None:
         import time
@@ -213,6 +234,7 @@ def test_await_that_is_cancelled_stops_the_task() -> None:
             await asyncio.wait_for(one(), 0.05)
 
     with WorkerPool(processes=1) as pool:
+        before = pool.workers()
         future = pool.submit(for_ever)
         asyncio.run(main(future))
         done = threading.Event()
@@ -220,6 +242,7 @@ def test_await_that_is_cancelled_stops_the_task() -> None:
         assert done.wait(WAIT)
         assert future.cancelled()
         assert pool.map(abs, [-1, -2, -3]) == [1, 2, 3]
+        assert pool.workers() == before
 
 
 @pytest.mark.parametrize("is_done", [False, True])

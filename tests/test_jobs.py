@@ -241,12 +241,32 @@ def test_demand_wakes_a_waiting_consumer_else_schedules() -> None:
     assert scheduled == [job]
 
 
+def test_calls_that_came_back_can_be_cancelled_again() -> None:
+    """Until they are sent again."""
+    reader = Reader()
+    member = Member(1, reader)
+    job = CallJob(abs, lambda job: None)
+    futures: list[TaskFuture[int]] = [TaskFuture(member, lambda future: None) for _ in range(3)]
+    job.waiting.extend((dump(((number,), {})), future) for number, future in enumerate(futures))
+    run = job.next_run(10)
+    assert run is not None
+    assert not futures[0].cancel()
+    job.put_first(run)
+    assert futures[0].cancel()
+    again = job.next_run(10)
+    assert again is not None
+    assert [future for _, future in again.items] == futures[1:]
+    assert futures[1].cancel(running=True)
+    assert job.unwanted(again) == [0]
+    reader.close()
+
+
 def test_cancelled_calls_are_left_out() -> None:
     """And the futures of the others get their results."""
     reader = Reader()
     member = Member(1, reader)
     job = CallJob(abs, lambda job: None)
-    futures: list[TaskFuture[int]] = [TaskFuture(member, lambda future, running: True) for _ in range(3)]
+    futures: list[TaskFuture[int]] = [TaskFuture(member, lambda future: None) for _ in range(3)]
     job.waiting.extend((dump(((number,), {})), future) for number, future in enumerate(futures))
     futures[1].cancel()
     run = job.next_run(10)

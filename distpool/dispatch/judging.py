@@ -62,7 +62,7 @@ class Judging:
             self._again(job, again)
 
     def _again(self, job: Job, run: Run) -> None:
-        job.returned.append(run)
+        job.put_back(run)
         self._sharing.feed()
 
 

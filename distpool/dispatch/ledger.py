@@ -222,7 +222,7 @@ class Ledger:
             rest = run.items[shipment.done : shipment.count]
             shipment.count = shipment.done  # nothing is left to take back, should a worker's answer come late
             if rest and not shipment.is_dropped:  # in the job again before it is out of here: drain looks at both
-                job.returned.appendleft(Run(run.first + shipment.done, rest, run.attempt))
+                job.put_first(Run(run.first + shipment.done, rest, run.attempt))
             self._unbook(shipment)
 
     # -- taking back ---------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Ledger:
         """Return the shipment that the task of a future is in."""
         with self._lock:
             for shipment in self._shipments():
-                if shipment.job.how == CALL and any(item[1] is future for item in shipment.run.items):
+                if shipment.job.how == CALL and any(item[1] is future for item in shipment.run.items[: shipment.count]):
                     return shipment
         return None
 
@@ -275,7 +275,7 @@ class Ledger:
 def _can_share(shipment: Shipment) -> bool:
     """True when some of its tasks could be taken back. An explicit batch size is honoured as given."""
     return (
-        shipment.count - shipment.done > 1
+        shipment.waiting > 0
         and not shipment.is_recalled
         and not shipment.is_dropped
         and shipment.job.batch_size is None

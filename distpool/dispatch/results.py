@@ -102,7 +102,7 @@ class Results:
         culprit = begun - 1 if begun > done else None
         rest = [index for index in range(done, shipment.count) if index != culprit]
         for index in reversed(rest):
-            job.returned.appendleft(Run(run.first + index, [run.items[index]], run.attempt))
+            job.put_first(Run(run.first + index, [run.items[index]], run.attempt))
         if culprit is not None:
             self._blame(shipment, culprit, error)
         self._listing.end_if_passed(job)

@@ -100,6 +100,8 @@ class Sending:
             shipment.lost(self._member.cluster.absence(shipment.slot.pid))
         elif job.timeout is not None:
             self._limits.watch(shipment, job.timeout)
+        for index in job.unwanted(shipment.run):
+            self._limits.stop(shipment, index)
 
     def _set_apart(self, job: Job, run: Run, error: BaseException) -> None:
         """Some task of the run cannot be pickled: that one fails, the others go on alone."""
@@ -107,7 +109,7 @@ class Sending:
             self._judging.failed(job, run, 0, Raised(error))
             return
         for index, item in reversed(list(enumerate(run.items))):
-            job.returned.appendleft(Run(run.first + index, [item], run.attempt))
+            job.put_first(Run(run.first + index, [item], run.attempt))
 
 
 def _introduce(job: Job, peer: Peer) -> None:

@@ -72,7 +72,7 @@ class Sharing:
         # In pieces, one for each worker that has nothing to do.
         size = max(1, -(-len(back) // max(1, len(self._ledger))))
         for start in range(0, len(back), size):
-            job.returned.append(Run(run.first + count + start, back[start : start + size], run.attempt))
+            job.put_back(Run(run.first + count + start, back[start : start + size], run.attempt))
         self.feed()
 
 
@@ -97,7 +97,7 @@ def _worth_taking(candidates: Iterable[Shipment], idle: int) -> list[tuple[Shipm
     now = monotonic()
     chosen: list[tuple[float, Shipment, int]] = []
     for shipment in candidates:
-        waiting = shipment.count - shipment.done - 1
+        waiting = shipment.waiting
         work = waiting * (shipment.job.cost or 0.0)
         is_silent = now - shipment.heard > SILENCE_SECONDS
         if is_silent:

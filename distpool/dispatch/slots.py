@@ -77,6 +77,12 @@ class Shipment:
         self.is_dropped = False  # nobody wants its results
         self.late: int | None = None  # the task whose time was up
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks have not begun, as far as we know: all but the one that the worker is in."""
+        is_next = self.slot.in_flight[0] is self  # else it waits behind another envelope, perhaps for long
+        return self.count - self.done - is_next
+
     def arrived(self, frame: Frame) -> None:
         """Results of some of its tasks. On the reading thread."""
         self.receiver.arrived(self, frame)

@@ -103,6 +103,14 @@ class Job:
             return 1
         return 2
 
+    def put_back(self, run: Run) -> None:
+        """Tasks have come back from a worker that has not run them, or shall be tried again."""
+        self.returned.append(run)
+
+    def put_first(self, run: Run) -> None:
+        """Likewise, and they go out before all others: they were there before."""
+        self.returned.appendleft(run)
+
     # -- for each kind of job ------------------------------------------------------------------------------------
 
     @property
@@ -132,6 +140,10 @@ class Job:
         if parcel.foreign and len(run.items) > 1:
             return bundle([(True, dump(item, to)) for item in run.items], note=self.how), True
         return parcel, False
+
+    def unwanted(self, run: Run) -> list[int]:
+        """Which tasks of a run, just sent, nobody wants any more: they were given up while they were packed."""
+        return []
 
     def settle(self, run: Run, first: int, results: list[Any]) -> None:
         """Put away the results of the tasks ``first`` and following of ``run``; an Outcome is one that is not plain."""

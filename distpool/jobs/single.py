@@ -45,24 +45,43 @@ class CallJob(Job):
 
     def next_run(self, size: int) -> Run | None:
         """Return calls that came back, else the oldest ones; those that were cancelled are left out."""
-        if self.returned:
+        while self.returned:
             try:
-                return self.returned.popleft()
+                again = self.returned.popleft()
             except IndexError:
-                pass
+                break
+            wanted = [call for call in again.items if call[1].leave()]
+            if wanted:
+                return Run(0, wanted, again.attempt)
         items: list[tuple[Parcel, TaskFuture[Any]]] = []
         while len(items) < size and self.waiting:
             try:
                 call = self.waiting.popleft()
             except IndexError:
                 break
-            if not call[1].done():
+            if call[1].leave():
                 items.append(call)
         return Run(0, items) if items else None
+
+    def put_back(self, run: Run) -> None:
+        """They can be cancelled again."""
+        for _, future in run.items:
+            future.is_away = False
+        super().put_back(run)
+
+    def put_first(self, run: Run) -> None:
+        """They can be cancelled again."""
+        for _, future in run.items:
+            future.is_away = False
+        super().put_first(run)
 
     def pack(self, run: Run, to: int = 0) -> tuple[Parcel, bool]:
         """Put the parcels together."""
         return bundle([(True, parcel) for parcel, _ in run.items], note=CALL), True
+
+    def unwanted(self, run: Run) -> list[int]:
+        """Those whose futures were cancelled, with ``running=True``."""
+        return [index for index, (_, future) in enumerate(run.items) if future.cancelled()]
 
     def settle(self, run: Run, first: int, results: list[Any]) -> None:
         """Complete the futures."""

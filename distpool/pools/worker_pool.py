@@ -245,7 +245,7 @@ class WorkerPool(AbstractWorkerPool):
         """
         self._check_open()
         job = self._call_job(f)
-        future: TaskFuture[T] = TaskFuture(self._member, self._cancel)
+        future: TaskFuture[T] = TaskFuture(self._member, self._stop)
         job.waiting.append((dump_arguments(args, kwargs), future))
         if not job.is_listed or self._dispatch.broken is not None:  # it was just given up in favour of others
             self._dispatch.start(job)
@@ -276,15 +276,11 @@ class WorkerPool(AbstractWorkerPool):
         job.is_passing = is_passing
         return job
 
-    def _cancel(self, future: TaskFuture[Any], running: bool) -> bool:
+    def _stop(self, future: TaskFuture[Any]) -> None:
+        """Its future was cancelled. If the task is just being packed, whoever sends it stops it then."""
         shipment = self._dispatch.find(future)
-        if shipment is None:
-            return not future.done()  # still here: it is left out when its turn comes
-        if not running:
-            return False
-        index = next(i for i, item in enumerate(shipment.run.items) if item[1] is future)
-        self._dispatch.stop(shipment, index)
-        return True
+        if shipment is not None:
+            self._dispatch.stop(shipment, next(i for i, item in enumerate(shipment.run.items) if item[1] is future))
 
     # -- calls on this pool go through its queue, so they never wait for each other ----------------------------------
 
