@@ -1,4 +1,4 @@
-"""References on their way between processes: nothing is freed that somebody still needs, nothing stays that nobody does."""
+"""References on their way between processes: nothing is freed that somebody needs, nothing stays that nobody does."""
 
 from __future__ import annotations
 

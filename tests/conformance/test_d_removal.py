@@ -1,8 +1,8 @@
 """Section D: removing workers, and workers that die.
 
 Only workers of this machine, watched from the driver. C046 and C047 are in test_lifecycle; left out:
-C050 (a worker started by hand over TCP, likewise); C040 is shown with a thread of the driver as the one who waits, and with
-a worker in test_worker_to_worker.
+C050 (a worker started by hand over TCP, likewise); C040 is shown with a thread of the driver as the one who waits, and
+with a worker in test_worker_to_worker.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Section E: calls on a process id, from the driver to its workers and back.
 
-C061, C062 and C075, and C064 and C076 with calls between workers, are in test_worker_to_worker. C069 with `remotecall` in the place of `spawnat`.
+C061, C062 and C075, and C064 and C076 with calls between workers, are in test_worker_to_worker. C069 is
+shown with `remotecall` in the place of `spawnat`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Numbered cases, section G: Futures, between the driver and workers that it reaches itself.
 
-Left out here, until workers reach each other and share references: C089 (a Future of w1 put by the driver and by w2),
-C090 b (the driver and w2 fetch a Future of w1), the second half of C094 (one handle per process, which the garbage
-collection of references brings), C098 between two workers (covered between driver and owner), and everything that needs
-`spawn` (C090 a uses `remotecall` instead).
+What two workers share is in test_worker_to_worker: C089, C090 b, the second half of C094, C098 between two workers (here
+between driver and owner). C090 a uses `remotecall` in the place of `spawn`.
 """
 
 from __future__ import annotations

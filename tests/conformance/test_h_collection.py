@@ -113,7 +113,7 @@ def test_future_that_visits_its_owner_leaves_no_trace(workers: StartWorkers, eve
 
 @pytest.mark.case("C104")
 @either_owner
-def test_channel_is_kept_as_long_as_its_handle(workers: StartWorkers, eventually: Eventually, owner_is_me: bool) -> None:
+def test_channel_is_kept_as_its_handle(workers: StartWorkers, eventually: Eventually, owner_is_me: bool) -> None:
     """C104: looking at an item gives nothing up; dropping the handle does."""
     (worker,) = workers(1)
     owner = myid() if owner_is_me else worker
@@ -163,7 +163,7 @@ def test_references_in_messages_that_do_not_open(workers: StartWorkers, eventual
     w1, w2 = workers(2)
     before = remotecall_fetch(deeds.refs_count, w1)
     for _ in range(100):
-        refs = [Future(w1) for _ in range(100)]
+        refs: list[Future[Any]] = [Future(w1) for _ in range(100)]
         assert not any(ref.isready() for ref in refs[:3])  # some are known to their owner, most are not
         with pytest.raises(distpool.RemoteException):
             remotecall_fetch(jobs.identity, w2, (jobs.Poison(), refs))
@@ -205,7 +205,7 @@ def test_thousands_of_references_while_calls_run(workers: StartWorkers, eventual
 
 @pytest.mark.case("C109")
 def test_calls_leave_nothing_behind(workers: StartWorkers, eventually: Eventually) -> None:
-    """C109: neither remotecall_fetch nor remotecall_wait leaves an entry, with the caller or the owner, failed or not."""
+    """C109: no remotecall_fetch or remotecall_wait leaves an entry with its caller or owner, failed or not."""
     (worker,) = workers(1)
     here, there = deeds.refs_count(), remotecall_fetch(deeds.refs_count, worker)
     for call in (remotecall_fetch, remotecall_wait):

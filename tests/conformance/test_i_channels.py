@@ -1,7 +1,7 @@
 """Numbered cases, section I: channels and remote channels, between the driver and workers that it reaches itself.
 
-Left out here, until workers reach each other: a put by w2 into a channel of w1 (C115 b, C117 a; here w1 itself or the
-driver puts), and the pairs of two different workers in C125 (here driver and w1 are the two processes).
+What two workers share is in test_worker_to_worker: a put by w2 into a channel of w1 (C115 b, C117 a; here w1 itself or
+the driver puts), and the pairs of two different workers in C125 (here driver and w1 are the two processes).
 """
 
 from __future__ import annotations

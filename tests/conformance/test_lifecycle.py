@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,6 @@ from distpool import (
 )
 from distpool import lifecycle as life
 from support import jobs
-from support.aside import Aside
 
 if TYPE_CHECKING:
     from conftest import RunScript, StartScript, StartWorkers
@@ -117,7 +115,7 @@ def test_callbacks_are_checked_when_they_are_added() -> None:
 def test_status_tells_what_a_dead_worker_was_doing(
     noted: Noted, eventually: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """C047: a worker that is killed is "exterminated"; its last status is there in the callback, and gone afterwards."""
+    """C047: a worker that is killed is "exterminated"; its last status is there in the callback, then gone."""
     life.add_worker_exited_callback(lambda pid, state: jobs.fail("careless"), "careless")
     (pid,) = addprocs(1)
     for _ in range(2):
@@ -269,9 +267,10 @@ def test_channel_operations_that_do_not_wait(workers: StartWorkers, owner_is_me:
     """try_put, try_take and try_fetch look once (J#58934)."""
     (worker,) = workers(1)
     channel: RemoteChannel[str] = RemoteChannel(lambda: Channel(1), myid() if owner_is_me else worker)
-    assert (channel.try_take(), channel.try_fetch("none")) == (None, "none")
+    assert channel.try_take("none") == channel.try_fetch("none") == "none"
     assert (channel.try_put("a"), channel.try_put("b")) == (True, False)
-    assert (channel.try_fetch(), channel.try_take(), channel.try_take()) == ("a", "a", None)
+    assert channel.try_fetch("none") == channel.try_take("none") == "a"
+    assert channel.try_take("none") == "none"
     with channel:
         pass
     assert not channel.isopen()
@@ -284,7 +283,8 @@ def test_released_reference(workers: StartWorkers, owner_is_me: bool) -> None:
     """release() gives the value up at once; the handle is of no use, the same reference may come again."""
     (worker,) = workers(1)
     owner = myid() if owner_is_me else worker
-    future, channel = remotecall(jobs.identity, owner, 5), RemoteChannel(lambda: Channel(1), owner)
+    future = remotecall(jobs.identity, owner, 5)
+    channel: RemoteChannel[int] = RemoteChannel(lambda: Channel(1), owner)
     future.wait()
     kept: RemoteChannel[Any] = RemoteChannel(lambda: Channel(1))
     kept.put(channel)

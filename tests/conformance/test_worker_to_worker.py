@@ -31,7 +31,6 @@ from distpool import (
     remotecall_fetch,
     rmprocs,
     spawnat,
-    workers as all_workers,
 )
 from support import jobs
 from support.aside import Aside
@@ -202,7 +201,8 @@ def test_two_processes_fetch_at_the_same_time(workers: StartWorkers) -> None:
 def test_one_process_has_one_handle(workers: StartWorkers) -> None:
     """C094: what comes back is the very object that was sent, while it lives; in a worker, too."""
     w1, w2 = workers(2)
-    for ref in (remotecall(myid, w2), RemoteChannel(pid=w1)):
+    refs: list[Any] = [remotecall(myid, w2), RemoteChannel(pid=w1)]
+    for ref in refs:
         back = remotecall_fetch(jobs.identity, w1, ref)
         assert back is ref
         assert len({back, ref}) == 1
@@ -302,7 +302,7 @@ def test_global_of_a_worker_goes_to_the_next(run_script: RunScript) -> None:
 
 def map_pids(count: int) -> list[int]:
     """Runs in a worker: which processes `pmap` uses from here."""
-    return pmap(deeds.pid_after_a_moment, range(count))
+    return list(pmap(deeds.pid_after_a_moment, range(count)))
 
 
 @pytest.mark.case("C171")
@@ -314,11 +314,11 @@ def test_pmap_on_a_worker_uses_all_workers(workers: StartWorkers) -> None:
 
 def inner(base: int) -> list[int]:
     """Runs in a worker: a pmap within a pmap."""
-    return pmap(jobs.add, range(4), [base] * 4)
+    return list(pmap(jobs.add, range(4), [base] * 4))
 
 
 @pytest.mark.case("C185")
 def test_pmap_within_pmap_on_the_default_pool(workers: StartWorkers) -> None:
     """C185: both on the default pool, two workers, four times four elements: right, and no hang."""
-    assert len(workers(2)) == len(all_workers())
+    assert workers(2) == distpool.workers()
     assert pmap(inner, range(4)) == [[base + x for x in range(4)] for base in range(4)]
