@@ -356,6 +356,12 @@ def test_default_parameters() -> None:
     assert expected.items() <= own.items(), "a manager may know more"
 
 
+@pytest.mark.case("C228")
+def test_the_local_manager_as_text() -> None:
+    """C228b: it says no more than what it is."""
+    assert repr(distpool.LocalManager(2)) == "LocalManager()"
+
+
 @pytest.mark.case("C226")
 def test_a_running_worker_is_reached_by_host_and_port() -> None:
     """C226: no io, no process: the address is enough."""

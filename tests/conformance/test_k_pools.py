@@ -1,7 +1,6 @@
 """Numbered cases, section K: worker pools, used by the driver.
 
-Left out here, until a pool's handle can be sent to a worker: C149 (pmap on a worker over the handle), the second half
-of C150 (`wait` through the handle) and C158 (the default pool as seen by a worker).
+Pools as other processes see them (C149, the second half of C150, C158) are in test_k_pool_handles.
 """
 
 from __future__ import annotations
