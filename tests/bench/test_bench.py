@@ -52,6 +52,7 @@ def test_quick_run_measures_every_kind_of_row(tmp_path: Path) -> None:
     """The command runs rows of all rooms but the many-worker ones, writes both files and raises nothing."""
     rows = [
         "round-trip",
+        "channel-workers",
         "tiny-map",
         "mixed-few",
         "array-result",
