@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from distpool.dispatch.slots import Shipment, Slot
 from distpool.errors import ProcessExitedException
 from distpool.jobs import MapJob
 from distpool.member import Member
+from distpool.tasks import CALL
 from distpool.transport import Reader
 
 WAIT = 30  # seconds; a limit for what should take none
@@ -112,6 +113,20 @@ def test_results_are_never_pickled_by_the_reading_thread(pool: WorkerPool, gate:
     open_gate(gate)
     assert not any("reader" in str(name) for name in names)
     assert next(results) == "MainThread"
+
+
+def test_stream_can_be_dropped_by_a_thread_that_holds_the_lock(
+    pool: WorkerPool, eventually: Callable[..., None]
+) -> None:
+    """As a garbage collection may do, at whatever line: nothing is waited for, and the tasks are dropped soon after."""
+    ledger = pool._dispatch._ledger
+    results = pool.imap(abs, count())
+    assert next(results) == 0
+    (job,) = (job for job in ledger._jobs if job.f is abs and not job.is_stopped and job.how != CALL)
+    with ledger._lock:
+        del results
+    assert job.is_stopped
+    eventually(lambda: not job.is_listed)
 
 
 def known_functions(pool: WorkerPool) -> list[set[int]]:

@@ -327,8 +327,13 @@ def test_fault_in_an_action_ends_that_stream_only(
 ) -> None:
     """It is reported; whoever waits for that process is told; other connections live."""
     reported: list[BaseException | None] = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_value))
     near, far = ends
+
+    def report(args: threading.ExceptHookArgs) -> None:
+        reported.append(args.exc_value)
+        far.arrival.complete()  # it comes after the loss
+
+    monkeypatch.setattr(threading, "excepthook", report)
     far.fault = RuntimeError("a fault of ours")
     near.peer.send(m.DO)
     far.wait_for(lambda: far.lost and reported)

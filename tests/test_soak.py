@@ -29,7 +29,10 @@ def test_a_thousand_pools_leave_nothing(run_script: Callable[..., Any]) -> None:
 
         def count():
             me = psutil.Process()
-            return len(me.children(recursive=True)), threading.active_count(), me.num_fds()
+            # Call threads are kept for reuse and end by themselves: how many there are depends on the machine's load.
+            threads = [thread for thread in threading.enumerate() if thread.name != "distpool call"]
+            assert threading.active_count() - len(threads) < 20
+            return len(me.children(recursive=True)), len(threads), me.num_fds()
 
         def mappings():
             with open("/proc/self/maps") as maps:

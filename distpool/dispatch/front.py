@@ -101,24 +101,33 @@ class Dispatch:
 
     def stream(self, job: StreamJob) -> Iterator[Any]:
         """Yield the results of a stream; feed it meanwhile. Closing the iterator drops what is left."""
-        self.start(job)
         try:
-            while True:
-                job.waiter.done = False
-                try:
-                    result = job.take()
-                except IndexError:
-                    if job.is_finished:
-                        break
-                    self._wait_for_stream(job)
-                    continue
-                if job.is_hungry:
-                    self.pump(job)
-                yield result.value() if isinstance(result, Outcome) else result
-            if job.input_error is not None:
-                raise job.input_error
-        finally:
+            self.start(job)
+            yield from self._results(job)
+        except GeneratorExit:  # perhaps from a garbage collection, in a thread that holds any lock, one of ours too
+            job.is_stopped = True
+            self._member.reader.run_soon(lambda: self._member.threads.run(lambda: self.drop(job)))
+            raise
+        except BaseException:
             self.drop(job)
+            raise
+        self.drop(job)
+
+    def _results(self, job: StreamJob) -> Iterator[Any]:
+        while True:
+            job.waiter.done = False
+            try:
+                result = job.take()
+            except IndexError:
+                if job.is_finished:
+                    break
+                self._wait_for_stream(job)
+                continue
+            if job.is_hungry:
+                self.pump(job)
+            yield result.value() if isinstance(result, Outcome) else result
+        if job.input_error is not None:
+            raise job.input_error
 
     def _wait_for_stream(self, job: StreamJob) -> None:
         job.consumer_waits = True

@@ -184,6 +184,7 @@ def test_dead_members_are_no_members(
     pool, alone, waited = make([w1, 1]), make([w2]), make([w3, 1])
     for pid in (w1, w2, w3):
         kill(pid, eventually)
+    eventually(lambda: pool.workers() == waited.workers() == [1])  # pools are told just after
     assert pool.take() == 1
     assert not pool.isready()
     assert pool.workers() == [1]
@@ -496,7 +497,8 @@ def test_default_pool_follows_the_cluster(workers: StartWorkers, eventually: Cal
     distpool.rmprocs(w1)
     assert pool.workers() == [w2]
     kill(w2, eventually)
-    assert (pool.workers(), len(pool)) == ([1], 0)
+    eventually(lambda: pool.workers() == [1])  # pools are told just after
+    assert len(pool) == 0
     assert remote(myid)() == 1
 
 
