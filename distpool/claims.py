@@ -11,8 +11,8 @@ decoded is given back too::
 A ``Claim`` is what all handles of one reference in this process share, and what a message holds from its making until
 it is sent, and from its coming until it is opened. So a reference is given back only when nobody here can need it any
 more, never while a message with it waits to be sent. How often it was given to us is counted beside the claim, in
-the weak reference to it, which is all that is left when the claim dies. Any thread may enter; a claim's end appends that
-weak reference to a deque and does nothing else, for it comes at any line of any thread, whatever lock is held.
+the weak reference to it, which is all that is left when the claim dies. Any thread may enter; its end appends that weak
+reference to a deque and does nothing else, for it comes at any line of any thread, whatever lock is held.
 """
 
 from __future__ import annotations
