@@ -38,6 +38,7 @@ def init_worker(cookie: str, manager: ClusterManager | None = None) -> None:
     member = default_member()
     if member.pid != DRIVER:
         raise RuntimeError(f"init_worker(): this process is worker {member.pid} already")
+    member.books.give_back()  # what was dropped does not count
     if member.cluster.peers() or len(member.store) or member.books.claims.is_in_use:
         raise RuntimeError("init_worker() comes first: this process has workers or references of its own already")
     cluster_cookie(cookie)

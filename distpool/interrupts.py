@@ -58,6 +58,13 @@ def interruptibly(block: Callable[[float | None], T], timeout: float | None) -> 
         _State.may_raise = False
 
 
+def raise_in_thread(ident: int, error: type[BaseException] | None) -> None:
+    """Raise an exception in another thread, between two steps of its Python code; None takes one back."""
+    import ctypes  # slow to import, and only needed here: Python has no other way to stop a thread
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(error) if error else None)
+
+
 def _deliver(frame: FrameType | None) -> None:
     _State.pending = _State.may_raise = False
     _State.handler(SIGINT, frame)

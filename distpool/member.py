@@ -72,7 +72,13 @@ class Member:
         self.watches_exits = False  # "exited" callbacks are told of departures
         self.store = Store(run_blocking=self.threads.run)
         self.serving = Serving(
-            self.cluster, self.store, self.open, self.execute, lambda: self.reader.is_leading, reader.call_later
+            self.cluster,
+            self.store,
+            self.open,
+            self.execute,
+            lambda: self.reader.is_leading,
+            reader.call_later,
+            reader.end_wait,
         )
         self.managers: dict[int, ClusterManager] = {}  # of the workers that have joined this process
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started

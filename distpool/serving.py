@@ -11,10 +11,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
+from types import CodeType
 
 from distpool import messages as m
 from distpool.cluster import Cluster
 from distpool.errors import RemoteException, remote_exception
+from distpool.interrupts import raise_in_thread
 from distpool.light import Any, Final
 from distpool.peer import Peer
 from distpool.pickling import capture, dump, dump_exception, is_plain
@@ -104,11 +107,13 @@ class Serving:
         execute: Callable[[Job], None],
         is_reading: Callable[[], bool],
         call_later: Callable[[float, Callable[[], None]], object],
+        end_wait: Callable[[int, type[BaseException]], bool],
     ) -> None:
         self.store = store
         self.open = open
         self.running: dict[int, Call] = {}  # by thread
         self._cluster = cluster
+        self._end_wait = end_wait  # raises an exception out of a thread's wait, if it is in one
         self._execute = execute
         self._call_later = call_later  # makes a short call on the reading thread, in so many seconds
         self._is_reading = is_reading  # whether this thread reads just now, and must not run code of the user's
@@ -149,16 +154,30 @@ class Serving:
         for ident, call in list(self.running.items()):
             if ident != main and not call.is_answered:
                 call.fail(KeyboardInterrupt(f"interrupted on process {self.pid}"))
-                self._stop(ident, call, 0.001)
+                self.stop(ident, KeyboardInterrupt, partial(self._runs, ident, call))
 
-    def _stop(self, ident: int, call: Call, pause: float) -> None:
-        """Raise KeyboardInterrupt in a thread when it is in the user's code; in ours it would cut a message in two."""
-        if self.running.get(ident) is not call:
+    def _runs(self, ident: int, call: Call) -> bool:
+        return self.running.get(ident) is call
+
+    def stop(
+        self,
+        ident: int,
+        error: type[BaseException],
+        is_meant: Callable[[], bool],
+        entrance: CodeType | None = None,
+        pause: float = 0.001,
+    ) -> None:
+        """Raise an exception in a thread: out of a wait of ours, or in the user's code that ``entrance`` has called.
+
+        Elsewhere in our code it would cut a message in two: then it is tried again, as long as ``is_meant`` says so.
+        """
+        if not is_meant() or self._end_wait(ident, error):
             return
-        if _is_in_user_code(ident):
-            raise_in_thread(ident, KeyboardInterrupt)
-        else:
-            self._call_later(pause, lambda: self._stop(ident, call, min(2 * pause, 0.5)))
+        if _is_in_user_code(ident, entrance or Call._run.__code__):
+            raise_in_thread(ident, error)
+            return
+        longer = min(2 * pause, 0.5)
+        self._call_later(pause, lambda: self.stop(ident, error, is_meant, entrance, longer))
 
     # -- references ----------------------------------------------------------------------------------------------
 
@@ -231,21 +250,14 @@ def report_unraisable(pid: int, error: BaseException) -> None:
     print(f"exception on process {pid}:\n{captured.traceback}", file=sys.stderr, flush=True)
 
 
-def _is_in_user_code(ident: int) -> bool:
+def _is_in_user_code(ident: int, entrance: CodeType) -> bool:
     """Whether a thread that runs a request has left our code for the user's, and not come back by a call of ours."""
     frame = sys._current_frames().get(ident)
-    while frame is not None and frame.f_code is not Call._run.__code__:
+    while frame is not None and frame.f_code is not entrance:
         if str(frame.f_globals.get("__name__")).partition(".")[0] == "distpool":
             return False
         frame = frame.f_back
     return frame is not None
-
-
-def raise_in_thread(ident: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in another thread, between two steps of its Python code; None takes one back."""
-    import ctypes  # slow to import, and only needed here: Python has no other way to stop a thread
-
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(error) if error else None)
 
 
 # While one of these is on the stack SIGINT is of no effect: an answer must not be lost half-way.

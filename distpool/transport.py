@@ -105,6 +105,8 @@ class Reader:
         self.on_takeover = on_takeover  # may be set later, by the one whose main thread it is about
         # Told when a thread begins (True) and ends (False) a wait; a worker learns so that user code waits.
         self.on_wait: Callable[[bool], None] | None = None
+        self._waiting: dict[int, Waiter] = {}  # by thread
+        self._interrupted: dict[int, type[BaseException]] = {}  # what a waiting thread shall raise
         self._closed = False
         self._vain_spins = 0
         self._may_spin = _usable_cpus() > 1
@@ -211,8 +213,9 @@ class Reader:
             return True
         if self._leader == threading.get_ident():
             raise RuntimeError("the reading thread cannot wait: this would never end")
-        tell = self.on_wait
+        tell, ident = self.on_wait, threading.get_ident()
         try:
+            self._waiting[ident] = waiter
             if tell is not None:
                 tell(True)
             with DeferredInterrupt():
@@ -222,12 +225,25 @@ class Reader:
                     else:
                         self._follow(waiter, deadline)
         finally:
+            self._waiting.pop(ident, None)
             # Whoever was called to lead and leaves instead (done, out of time, interrupted) passes the call on.
             if not self._role.locked():
                 self._pass_on()
             if tell is not None:
                 tell(False)
+        if self._interrupted and (error := self._interrupted.pop(ident, None)) is not None:
+            waiter.done = False  # it has only been called out of its wait
+            raise error
         return waiter.done
+
+    def end_wait(self, ident: int, error: type[BaseException]) -> bool:
+        """Raise an exception in a thread that waits here, when it is between messages; False when it does not wait."""
+        waiter = self._waiting.get(ident)
+        if waiter is None:
+            return False
+        self._interrupted[ident] = error
+        waiter.complete()
+        return True
 
     def _lead(self, waiter: Waiter, deadline: Deadline | None, eager: bool) -> None:
         try:

@@ -22,19 +22,23 @@ from functools import partial
 
 from distpool import messages as m
 from distpool import serving, tasks
+from distpool.interrupts import raise_in_thread
 from distpool.light import Any, Final, signal, socket
 from distpool.member import Member, act_as, install_default
 from distpool.messages import DRIVER
 from distpool.peer import Peer
 from distpool.pickling import dump
 from distpool.tasks import Tasks, flush_output
-from distpool.transport import Reader, Waiter
+from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Frame
 
 # While one of these is on the stack, SIGINT is of no effect: answers and results must not be lost half-way.
 UNINTERRUPTIBLE: Final = serving.UNINTERRUPTIBLE | tasks.UNINTERRUPTIBLE
 # How often the background thread sends what a long-running envelope has finished.
 FLUSH_EVERY_SECONDS: Final = 0.01
+# How long the end of a guest waits for calls that are being stopped, and how often it looks; what C code holds is left.
+GUEST_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 0.01
 
 
 def run_forked(descriptor: int, setup: dict[str, Any]) -> None:
@@ -225,7 +229,7 @@ class Worker:
         if not self._has_signals:
             is_in_some_task = self._may_interrupt and self._main not in self._member.serving.running
             if is_task or (not frame.ref and is_in_some_task):
-                serving.raise_in_thread(self._main, KeyboardInterrupt)
+                self._stop(self._main, KeyboardInterrupt)
         elif not frame.ref or is_task:
             self._signals_itself = True
             signal.pthread_kill(self._main, signal.SIGINT)
@@ -273,20 +277,33 @@ class Worker:
         flush_output()
         os._exit(0)
 
-
     def _check_out(self) -> None:
         """End as a guest. What is stuck in C code is left behind; its thread ends when that does."""
         self._tasks.drop_all()
         self._member.leave()
         is_serving = threading.get_ident() == self._main
         if is_serving:
-            serving.raise_in_thread(self._main, None)  # what was to end user code has come too late for it
+            raise_in_thread(self._main, None)  # what was to end user code has come too late for it
         busy = {*self._member.serving.running, *([] if self._is_idle else [self._main])} - {threading.get_ident()}
         for ident in busy:
-            serving.raise_in_thread(ident, SystemExit)
+            self._stop(ident, SystemExit)
         self._work.complete()
         if is_serving and not self._reader.is_leading:  # the last who needs it
+            deadline = Deadline(GUEST_SECONDS)
+            while self._member.serving.running and not deadline.has_passed:  # the reader's timers stop them
+                self._reader.wait(Waiter(), Deadline(LOOK_SECONDS))
             self._reader.close()
+
+    def _stop(self, ident: int, error: type[BaseException]) -> None:
+        """Raise an exception in a thread of a guest, if it runs what it runs now when that can be done."""
+        call = self._member.serving.running.get(ident)
+        task = self._tasks.running_in(ident)
+
+        def is_meant() -> bool:
+            return self._member.serving.running.get(ident) is call and self._tasks.running_in(ident) == task
+
+        entrance = tasks.ENTRANCE if call is None else None
+        self._member.serving.stop(ident, error, is_meant, entrance)
 
 
 def _run_aside(job: Callable[[], object]) -> None:
