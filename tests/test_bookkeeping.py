@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conformance import deeds
 
 import distpool
-from conformance import deeds
 from distpool import CachingPool, Channel, Future, RemoteChannel, WorkerPool, myid, remotecall, remotecall_fetch
 from support import jobs
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from conformance import deeds
 
 import distpool
-from conformance import deeds
 from distpool import myid, remotecall, remotecall_fetch
 from support import jobs
 

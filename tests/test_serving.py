@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-
 from conformance import deeds
+
 from distpool import Channel, RemoteChannel, RemoteException, myid, remotecall, remotecall_fetch
 from support import jobs
 from support.aside import Aside
