@@ -91,6 +91,7 @@ FLAG_LAST: Final = 4  # the TASKS_DONE that ends its envelope
 FLAG_APART: Final = 8  # the items of this payload were pickled one by one: one bad item costs only itself
 FLAG_WITHDRAWN: Final = 16  # the RESULT of a request that its caller has withdrawn in time: there is no value
 FLAG_REFS: Final = 32  # the payload begins with the references in it, so that they count before it is opened
+FLAG_TIMED: Final = 128  # tasks with a time limit: note when each begins
 FLAG_PLAIN: Final = 64  # opening the payload runs no code but that of builtins and well-known packages
 
 # The operations on a reference, by the byte that stands for each.

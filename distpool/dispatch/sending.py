@@ -92,6 +92,8 @@ class Sending:
 
     def _send(self, shipment: Shipment, peer: Peer, parcel: Parcel, flags: int) -> None:
         job = shipment.job
+        if job.timeout is not None:
+            flags |= m.FLAG_TIMED
         shipment.request = peer.next_request()
         self._ledger.book(shipment)
         peer.pending[shipment.request] = shipment
