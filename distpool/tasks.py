@@ -243,6 +243,10 @@ class Tasks:
         envelope = self._running.get(thread)
         return None if envelope is None else (id(envelope), envelope.started)
 
+    def running_on(self, thread: int) -> Envelope | None:
+        """Return the envelope that ``thread`` runs."""
+        return self._running.get(thread)
+
     def is_running(self, thread: int, request: int, number: int) -> bool:
         """True while ``thread`` runs task ``number`` (counted from 1; 0 is any) of the envelope ``request``."""
         envelope = self._running.get(thread)

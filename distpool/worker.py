@@ -74,7 +74,7 @@ class Worker:
         self._is_leaving = False
         self._is_idle = True  # the main thread waits for work
         self._may_interrupt = False  # the main thread is in user code
-        self._signals_itself = False  # the next SIGINT comes from us, because a message said so
+        self._order: object = None  # to interrupt the main thread, which a message gave and it has not heard of yet
         self._was_signalled = False  # a SIGINT from elsewhere has interrupted something; its message is still to come
         self._user_waits = 0  # how deep the main thread waits inside user code
         self._reader = reader or Reader()  # a worker that listened for its driver has one already
@@ -231,8 +231,24 @@ class Worker:
             if is_task or (not frame.ref and is_in_some_task):
                 self._stop(self._main, KeyboardInterrupt)
         elif not frame.ref or is_task:
-            self._signals_itself = True
-            signal.pthread_kill(self._main, signal.SIGINT)
+            self._order = order = object()
+            self._signal_main(order, self._what_main_runs())
+
+    def _what_main_runs(self) -> object:
+        return self._member.serving.running.get(self._main) or self._tasks.running_on(self._main)
+
+    def _signal_main(self, order: object, meant: object, pause: float = 0.005) -> None:
+        """Send the main thread SIGINT until it has heard of it, as long as it runs what is meant.
+
+        Once is not enough: a signal that comes just before a system call (a sleep, say) does not end that call.
+        """
+        if self._order is not order:  # heard, or a later order takes care
+            return
+        if self._what_main_runs() is not meant:
+            self._order = None
+            return
+        signal.pthread_kill(self._main, signal.SIGINT)
+        self._reader.call_later(pause, lambda: self._signal_main(order, meant, min(2 * pause, 0.5)))
 
     def _interrupt_waiting(self) -> None:
         """Fail the calls that came before the order to stop and wait for the main thread."""
@@ -248,11 +264,11 @@ class Worker:
 
     def _on_sigint(self, signum: int, frame: types.FrameType | None) -> None:
         """Raise KeyboardInterrupt in what the main thread runs for others; an idle worker is not harmed."""
+        is_own, self._order = self._order is not None, None
         while frame is not None:
             if frame.f_code in UNINTERRUPTIBLE:
                 return
             frame = frame.f_back
-        is_own, self._signals_itself = self._signals_itself, False
         if self._may_interrupt:
             self._was_signalled = not is_own
             raise KeyboardInterrupt
