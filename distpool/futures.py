@@ -219,8 +219,13 @@ class TaskFuture(Future[T], Generic[T]):
         with _lock:
             if self._state == _PENDING:
                 self._callbacks = [*(self._callbacks or ()), callback]
-                return
-        self._call_back([callback])
+                is_pending = True
+            else:
+                is_pending = False
+        if is_pending:
+            self._member.reader.nudge()  # whoever is called back does not wait, and so does not read
+        else:
+            self._call_back([callback])
 
     def cancel(self, running: bool = False) -> bool:
         """Take the task back if it has not been sent to a worker yet; with ``running=True``, also stop it there.

@@ -351,6 +351,14 @@ class Reader:
             self._is_nudged = True
             self._unpark_background()
 
+    def expect(self) -> None:
+        """Say that something is outstanding whose sender will most likely wait for it, and so read, itself.
+
+        The background thread reads when nobody has for a tick. Waking it at once would cost two hand-overs.
+        """
+        if self._parked:
+            self._unpark_background()
+
     def _unpark_background(self) -> None:
         self._parked = False
         try:  # noqa: SIM105

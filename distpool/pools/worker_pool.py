@@ -250,7 +250,7 @@ class WorkerPool(AbstractWorkerPool):
         if not job.is_listed or self._dispatch.broken is not None:  # it was just given up in favour of others
             self._dispatch.start(job)
         self._dispatch.pump(job)
-        self._member.reader.nudge()
+        self._member.reader.expect()
         return future
 
     def _call_job(self, f: Callable[..., Any]) -> CallJob:
