@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("no_cluster")
 
 
 @pytest.fixture
-def pids() -> Iterator[list[int]]:
+def pids(no_cluster: None) -> list[int]:
     """Two of them; removed by `no_cluster`."""
-    return iter([distpool.addprocs(ThreadManager(2))]).__next__()
+    return distpool.addprocs(ThreadManager(2))
 
 
 def spin() -> None:

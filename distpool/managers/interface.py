@@ -92,6 +92,7 @@ class WorkerConfig:
     ident: Any
     connect_idents: list[Any] | None
     enable_threaded_blas: bool | None
+    userdata: Any
 
     def __init__(self, **fields: Any) -> None:
         for name in self.__slots__:

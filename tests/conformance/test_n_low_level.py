@@ -54,15 +54,15 @@ def test_ids_of_references(workers: StartWorkers) -> None:
     rrid = distpool.remoteref_id(channel)
     assert (rrid.whence, channel.where) == (1, w1)
     assert rrid == (1, rrid.id)
-    futures = [distpool.Future(w1) for _ in range(100)]
+    futures: list[distpool.Future[int]] = [distpool.Future(w1) for _ in range(100)]
     ids = {distpool.remoteref_id(ref): ref for ref in (channel, *futures)}
     assert len(ids) == 101
     assert ids[rrid] is channel
-    made_there = distpool.remotecall_fetch(distpool.Future, w1)
+    made_there: distpool.Future[int] = distpool.remotecall_fetch(distpool.Future, w1)
     assert distpool.remoteref_id(made_there).whence == w1
     assert distpool.remotecall_fetch(distpool.remoteref_id, w1, channel) == rrid, "the same everywhere"
     with pytest.raises(TypeError, match="not a list"):
-        distpool.remoteref_id([])  # type: ignore[arg-type]
+        distpool.remoteref_id([])
 
 
 @pytest.mark.case("C215")
@@ -78,7 +78,7 @@ def test_the_channel_behind_a_reference(workers: StartWorkers) -> None:
     kept = len(default_member().store)
     for unknown in ((1, 10**9), (0, 0), (w1, 1)):
         with pytest.raises(LookupError):
-            distpool.channel_from_id(unknown)  # type: ignore[arg-type]
+            distpool.channel_from_id(unknown)
     assert len(default_member().store) == kept
     with pytest.raises(LookupError):
         distpool.remotecall_fetch(distpool.channel_from_id, w1, tuple(rrid))
@@ -86,7 +86,8 @@ def test_the_channel_behind_a_reference(workers: StartWorkers) -> None:
 
 def test_isopen_is_for_channels() -> None:
     """The verb for Channel and RemoteChannel; a Future is never closed."""
-    for channel in (distpool.Channel(1), distpool.RemoteChannel(lambda: distpool.Channel(1))):
+    channels: list[Any] = [distpool.Channel(1), distpool.RemoteChannel(lambda: distpool.Channel(1))]
+    for channel in channels:
         assert distpool.isopen(channel)
         distpool.close(channel)
         assert not distpool.isopen(channel)
