@@ -347,14 +347,18 @@ class ProcessExitedException(RuntimeError):
         self.running = running
 
     def __str__(self) -> str:
+        return (
+            f"{self.what_happened()}. Its work and the values it kept are lost: run it again on "
+            "another worker (pmap(..., retry_delays=[...]) does so); workers() lists who is left."
+        )
+
+    def what_happened(self) -> str:
+        """Say who ended and how, without the remedy for work that is lost."""
         who = "a worker process" if self.worker_id == -1 else f"worker {self.worker_id}"
         os_pid = f" (os pid {self.os_pid})" if self.os_pid is not None else ""
         detail = f" ({self.detail})" if self.detail else ""
         running = f" while it ran {self.running}" if self.running else ""
-        return (
-            f"{who}{os_pid} {self._how()}{detail}{running}. Its work and the values it kept are lost: run it again on "
-            "another worker (pmap(..., retry_delays=[...]) does so); workers() lists who is left."
-        )
+        return f"{who}{os_pid} {self._how()}{detail}{running}"
 
     def _how(self) -> str:
         if self.signal is not None:

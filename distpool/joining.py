@@ -17,7 +17,7 @@ from distpool import lifecycle
 from distpool import messages as m
 from distpool.calls import OpenCall
 from distpool.cluster import Departure
-from distpool.errors import CompositeException, HandshakeError, LaunchWorkerError
+from distpool.errors import CompositeException, HandshakeError, LaunchWorkerError, ProcessExitedException
 from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager, WorkerConfig, worker_timeout
 from distpool.managers.interpreter import as_worker_process
@@ -119,8 +119,7 @@ class _Joining:
         if not reader.wait(self.reply, deadline, eager=True):
             return self._give_up(LaunchWorkerError(too_late))
         if self.reply.error is not None:
-            text = f"worker {self.pid} ended before it had joined: {self.reply.error}"
-            return self._give_up(LaunchWorkerError(text))
+            return self._give_up(LaunchWorkerError(_stillborn(self.pid, self.reply.error)))
         facts = self._member.open(self._member.answer_of(self.reply))
         self._config.ospid = facts["os_pid"]
         self._config.environ = {"cpu_threads": facts["cpus"]}
@@ -259,3 +258,9 @@ def tell_members(member: Member) -> None:
     news = dump(member.cluster.procs())
     for peer in member.cluster.peers():
         peer.send_parcel(m.MEMBERS, news)
+
+
+def _stillborn(pid: int, error: BaseException) -> str:
+    """Say how a worker ended that had not joined: nothing of the user's ran there, so nothing is lost."""
+    how = error.what_happened() if isinstance(error, ProcessExitedException) else str(error)
+    return f"worker {pid} ended before it had joined: {how}. What it printed may say why; nothing had run on it yet."

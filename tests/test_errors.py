@@ -433,6 +433,7 @@ def test_process_exited_default() -> None:
 )
 def test_process_exited_tells_how_and_what_to_do(fields: dict[str, Any], text: str) -> None:
     """The text names process, cause and work, and then what the caller can do."""
+    assert str(ProcessExitedException(3, **fields)).startswith(ProcessExitedException(3, **fields).what_happened())
     words, _, remedy = str(ProcessExitedException(3, **fields)).partition(". ")
     assert words == text
     assert "run it again" in remedy

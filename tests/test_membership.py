@@ -7,6 +7,8 @@ import os
 import pytest
 
 from distpool import addprocs, myid, nprocs, nworkers, procs, rmprocs, workers
+from distpool.errors import ProcessExitedException
+from distpool.joining import _stillborn
 from distpool.membership import Removal, usable_cores
 
 
@@ -73,3 +75,11 @@ def test_removal_raises_what_it_met() -> None:
     assert removal.isready()
     with pytest.raises(OSError, match="no"):
         removal.wait()
+
+
+def test_worker_that_ends_before_it_joins_has_lost_no_work() -> None:
+    """The error says how it ended, and does not advise to run anything again."""
+    text = _stillborn(7, ProcessExitedException(7, exit_code=3))
+    assert "exited with code 3" in text
+    assert "lost" not in text
+    assert "no reply" in _stillborn(7, RuntimeError("no reply"))
