@@ -242,6 +242,8 @@ class Reader:
         if waiter is None:
             return False
         self._interrupted[ident] = error
+        if self._waiting.get(ident) is not waiter:  # it was just coming back: has it looked already?
+            return self._interrupted.pop(ident, None) is None
         waiter.complete()
         return True
 

@@ -283,6 +283,9 @@ class Worker:
 
     def _leave(self) -> None:
         """End this process without waiting for any thread: some may be stuck in user code."""
+        if self._is_guest and (threading.get_ident() != self._main or self._reader.is_leading):
+            self._hang_up()
+            return
         if self._is_guest:
             self._check_out()
             return
@@ -293,22 +296,23 @@ class Worker:
         flush_output()
         os._exit(0)
 
-    def _check_out(self) -> None:
-        """End as a guest. What is stuck in C code is left behind; its thread ends when that does."""
+    def _hang_up(self) -> None:
+        """Begin the end of a guest: its callers hear of it, and what runs is stopped where Python can do that."""
         self._tasks.drop_all()
         self._member.leave()
-        is_serving = threading.get_ident() == self._main
-        if is_serving:
-            raise_in_thread(self._main, None)  # what was to end user code has come too late for it
-        busy = {*self._member.serving.running, *([] if self._is_idle else [self._main])} - {threading.get_ident()}
-        for ident in busy:
+        for ident in {*self._member.serving.running, *([] if self._is_idle else [self._main])}:
             self._stop(ident, SystemExit)
         self._work.complete()
-        if is_serving and not self._reader.is_leading:  # the last who needs it
-            deadline = Deadline(GUEST_SECONDS)
-            while self._member.serving.running and not deadline.has_passed:  # the reader's timers stop them
-                self._reader.wait(Waiter(), Deadline(LOOK_SECONDS))
-            self._reader.close()
+
+    def _check_out(self) -> None:
+        """End as a guest, on the serving thread. What is stuck in C code is left; its thread ends when that does."""
+        raise_in_thread(self._main, None)  # what was to end user code has come too late for it
+        self._is_idle = True
+        self._hang_up()
+        deadline = Deadline(GUEST_SECONDS)
+        while self._member.serving.running and not deadline.has_passed:  # the reader's timers stop them
+            self._reader.wait(Waiter(), Deadline(LOOK_SECONDS))
+        self._reader.close()
 
     def _stop(self, ident: int, error: type[BaseException]) -> None:
         """Raise an exception in a thread of a guest, if it runs what it runs now when that can be done."""
