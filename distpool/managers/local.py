@@ -116,7 +116,7 @@ class Forks:
 
     def __init__(self, reader: Reader, preload: Sequence[str], env: dict[str, str]) -> None:
         self.page = SharedPage.create(PAGE_SLOTS)
-        self.server = ForkServer(preload, self.page.fd, warm=("cloudpickle", "tblib.pickling_support"), env=env)
+        self.server = ForkServer(preload, self.page.fd, warm=("cloudpickle",), env=env)
         self.preload_error: str | None = None
         self.inherited = {*os.environ, *env}  # what the fork server, and so each worker, has unless told otherwise
         self.is_gone = False

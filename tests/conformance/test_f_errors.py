@@ -1,7 +1,7 @@
 """Section F: what a failing call raises.
 
-Left out: C086 (`sync`, a later issue). C082a goes from the driver to a worker and back, not to a second worker: that is in
-test_worker_to_worker.
+Left out: C086 (`sync`, a later issue). C082a goes from the driver to a worker and back, not to a second worker: that
+is in test_worker_to_worker.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Numbered cases, section G: Futures, between the driver and workers that it reaches itself.
 
-What two workers share is in test_worker_to_worker: C089, C090 b, the second half of C094, C098 between two workers (here
-between driver and owner). C090 a uses `remotecall` in the place of `spawn`.
+What two workers share is in test_worker_to_worker: C089, C090 b, the second half of C094, C098 between two workers
+(here between driver and owner). C090 a uses `remotecall` in the place of `spawn`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Each test is a script, because only a script has a `__main__` of its own; it runs without a guard and asserts inside.
 
-Left out here: C142 (`spawn`), C143 (`clear` for names), C146 (from worker to worker; in test_worker_to_worker). C139 and C140 set the worker's
-names by a call where the cases use `everywhere`.
+Left out here: C142 (`spawn`), C143 (`clear` for names), C146 (from worker to worker; in test_worker_to_worker). C139
+and C140 set the worker's names by a call where the cases use `everywhere`.
 """
 
 from __future__ import annotations
