@@ -74,6 +74,7 @@ class Cluster:
         self._last_pid = DRIVER
         self._on_joined: list[Callable[[int], None]] = []
         self._on_departed: list[Listener] = []
+        self._on_leaving: list[Callable[[int], None]] = []
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -185,7 +186,14 @@ class Cluster:
             peer = self._peers.pop(pid, None)
             if peer is not None:
                 self._terminating[pid] = peer
+            listeners = list(self._on_leaving) if peer is not None else []
+        for tell in listeners:
+            tell(pid)
         return peer
+
+    def leaving(self, pid: int) -> Peer | None:
+        """Return the connection to a process that is being removed, None for any other."""
+        return self._terminating.get(pid)
 
     def depart(self, peer: Peer, departure: Departure) -> bool:
         """The one door for death: forget the process, close its stream, wake everyone who waits on it.
@@ -223,6 +231,16 @@ class Cluster:
         with self._lock:
             self._on_joined.append(joined)
             self._on_departed.append(departed)
+
+    def listen_for_leaving(self, leaving: Callable[[int], None]) -> None:
+        """Be told when the removal of a member begins: it must get no more work."""
+        with self._lock:
+            self._on_leaving.append(leaving)
+
+    def unlisten_for_leaving(self, leaving: Callable[[int], None]) -> None:
+        """Be told no more."""
+        with self._lock:
+            self._on_leaving.remove(leaving)
 
     def unlisten(self, joined: Callable[[int], None], departed: Listener) -> None:
         """Be told no more."""

@@ -15,7 +15,8 @@ from distpool.light import Final
 from distpool.member import Member, existing_default
 from distpool.messages import DRIVER
 from distpool.output import wait_until_shown
-from distpool.peer import Peer
+from distpool.peer import Peer, Reply
+from distpool.serving import NOTHING
 from distpool.transport import Deadline, Waiter
 
 # Seconds between asking a worker to end and killing it. Short, for a local process that does not obey is stuck.
@@ -33,9 +34,30 @@ def remove_workers(member: Member, pids: Sequence[int], waitfor: float | None = 
         finish_removal(member, begin_removal(member, pids), waitfor)
 
 
+def drain_and_remove(member: Member, pids: Sequence[int], waitfor: float | None) -> None:
+    """``rmprocs(drain=True)`` in a given cluster."""
+    deadline = Deadline(waitfor)
+    drain(member, pids, deadline)
+    remove_workers(member, pids, None if waitfor is None else max(GRACE_SECONDS, deadline.remaining() or 0.0))
+
+
+def drain(member: Member, pids: Sequence[int], deadline: Deadline) -> None:
+    """Give workers nothing more and wait until what they run and have been given is done, at most till the deadline."""
+    replies = []
+    for pid in pids:
+        peer = member.cluster.terminate(pid)
+        if peer is not None:
+            replies.append(Reply())
+            member.send_request(peer, replies[-1], m.EXIT, NOTHING)
+    for reply in replies:
+        member.reader.wait(reply, deadline)
+
+
 def begin_removal(member: Member, pids: Sequence[int]) -> list[Peer]:
     """Take workers out of the membership and ask them to end; those that are gone are left out."""
-    leaving = [peer for pid in pids if (peer := member.cluster.terminate(pid)) is not None]
+    leaving = [
+        peer for pid in pids if (peer := member.cluster.terminate(pid) or member.cluster.leaving(pid)) is not None
+    ]
     for peer in leaving:
         config, manager = member.configs.get(peer.pid), member.managers.get(peer.pid)
         peer.send(m.EXIT)

@@ -18,7 +18,7 @@ from distpool.calls import remotecall_fetch
 from distpool.cores import usable_cores
 from distpool.errors import CompositeException
 from distpool.joining import add_workers
-from distpool.leaving import begin_removal, finish_removal, remove_workers
+from distpool.leaving import begin_removal, drain_and_remove, finish_removal, remove_workers
 from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager
 from distpool.managers.local import LocalManager
@@ -232,11 +232,12 @@ def _finished_removal(pids: Sequence[int]) -> Removal:
     return removal
 
 
-def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None) -> Removal:
+def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None, drain: bool = False) -> Removal:
     """Remove workers: each ends in good order, or is killed after a grace time. Returns a handle with ``wait``.
 
     ``waitfor`` is the limit in seconds for all of them (TimeoutError names those left), None waits as long as it takes,
-    0 returns at once with the removal going on. Removing process 1 only warns; a process that is gone is skipped; one
+    0 returns at once with the removal going on. With ``drain=True`` the workers get nothing more and first finish what
+    they have; without it what runs is lost. Removing process 1 only warns; a process that is gone is skipped; one
     that never was is a ValueError; RuntimeError on a worker. Julia's ``rmprocs``.
     """
     member = default_member()
@@ -250,6 +251,12 @@ def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None) -> Removal
         wanted = [pid for pid in wanted if pid != DRIVER]
     removal = Removal(wanted)
     lifecycle.exiting(member, [pid for pid in wanted if member.cluster.is_member(pid)])
+    if drain:
+        if waitfor == 0:
+            member.threads.run(lambda: removal.run(lambda: drain_and_remove(member, wanted, None)))
+            return removal
+        removal.run(lambda: drain_and_remove(member, wanted, waitfor))
+        return removal.wait()
     if waitfor == 0:
         leaving = begin_removal(member, wanted)
         member.threads.run(lambda: removal.run(lambda: finish_removal(member, leaving, None)))

@@ -54,6 +54,7 @@ class Call:
                 running.pop(ident, None)
             else:
                 running[ident] = outer
+            self._serving.done()
 
     def _run(self) -> None:
         try:
@@ -112,6 +113,7 @@ class Serving:
         self.store = store
         self.open = open
         self.running: dict[int, Call] = {}  # by thread
+        self.when_done: Callable[[], None] | None = None  # called each time that something has ended
         self._cluster = cluster
         self._end_wait = end_wait  # raises an exception out of a thread's wait, if it is in one
         self._execute = execute
@@ -155,6 +157,12 @@ class Serving:
             if ident != main and not call.is_answered:
                 call.fail(KeyboardInterrupt(f"interrupted on process {self.pid}"))
                 self.stop(ident, KeyboardInterrupt, partial(self._runs, ident, call))
+
+    def done(self) -> None:
+        """Something that ran here has ended: tell whoever waits until nothing does."""
+        tell = self.when_done
+        if tell is not None:
+            tell()
 
     def _runs(self, ident: int, call: Call) -> bool:
         return self.running.get(ident) is call

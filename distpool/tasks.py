@@ -243,6 +243,11 @@ class Tasks:
         envelope = self._running.get(thread)
         return None if envelope is None else (id(envelope), envelope.started)
 
+    @property
+    def is_busy(self) -> bool:
+        """True while an envelope runs or waits."""
+        return bool(self._running or self._queue)
+
     def running_on(self, thread: int) -> Envelope | None:
         """Return the envelope that ``thread`` runs."""
         return self._running.get(thread)
@@ -283,6 +288,7 @@ class Tasks:
             else:
                 self._running[ident] = outer
             self._finish(envelope)
+            self._member.serving.done()
             if outer is not None:
                 page[PAGE_ENVELOPE], page[PAGE_STARTED], page[PAGE_SINCE] = noted
 

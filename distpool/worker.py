@@ -208,6 +208,11 @@ class Worker:
         self._member.cluster.know(self._member.open(frame))
 
     def _exit(self, peer: Peer, frame: Frame) -> None:
+        """End now; or, when this is a request, only say when nothing runs here any more."""
+        if frame.request:
+            self._member.serving.when_done = lambda: self._say_when_done(peer, frame.request)
+            self._say_when_done(peer, frame.request)
+            return
         self._is_leaving = True
         if self._is_idle:
             self._work.complete()
@@ -233,6 +238,11 @@ class Worker:
         elif not frame.ref or is_task:
             self._order = order = object()
             self._signal_main(order, self._what_main_runs())
+
+    def _say_when_done(self, peer: Peer, request: int) -> None:
+        if not self._jobs and not self._member.serving.running and not self._tasks.is_busy:
+            self._member.serving.when_done = None
+            peer.send_parcel(m.RESULT, serving.NOTHING, request=request)
 
     def _what_main_runs(self) -> object:
         return self._member.serving.running.get(self._main) or self._tasks.running_on(self._main)

@@ -34,6 +34,9 @@ class DefaultPool(WorkerPool):
         self._dispatch.remove_worker(self._member.pid)
 
     def _departed(self, pid: int, error: ProcessExitedException) -> None:
+        self._leaving(pid)
+
+    def _leaving(self, pid: int) -> None:
         self._dispatch.remove_worker(pid)
         self._stand_in()
 

@@ -96,6 +96,9 @@ class WorkerPool(AbstractWorkerPool):
         # The cluster must not keep the pool: it would never be collected.
         self._listeners = (_weakly(self._joined), _weakly(self._departed))
         member.cluster.listen(*self._listeners)
+        self._leaving_listener = _weakly(self._leaving)
+        member.cluster.listen_for_leaving(self._leaving_listener)
+        self._left: set[int] = set()  # members that are being removed: they get nothing more, and are not gone yet
 
     def __repr__(self) -> str:
         state = " closed" if self._is_closed else ""
@@ -110,12 +113,17 @@ class WorkerPool(AbstractWorkerPool):
         """A process has joined the cluster; the default pool takes it."""
 
     def _departed(self, pid: int, error: ProcessExitedException) -> None:
-        if not self._dispatch.remove_worker(pid):
+        if not self._dispatch.remove_worker(pid) and pid not in self._left:
             return
+        self._left.discard(pid)
         if self._owned is not None:
             self._owned.departed(pid, error)
         elif not self._dispatch.workers():
             self._dispatch.give_up(error)
+
+    def _leaving(self, pid: int) -> None:
+        if self._dispatch.remove_worker(pid):
+            self._left.add(pid)
 
     def push(self, pid: int) -> None:
         """Make a process a member; nothing happens if it is one already."""
@@ -312,7 +320,7 @@ class WorkerPool(AbstractWorkerPool):
         if self._owned is not None:
             self._owned.end(wait_for_work=True)
             self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
-        self._member.cluster.unlisten(*self._listeners)
+        self._unlisten()
 
     def terminate(self) -> None:
         """Take no more work and end the pool's own workers at once, whatever they do."""
@@ -322,7 +330,11 @@ class WorkerPool(AbstractWorkerPool):
         if self._owned is not None:
             self._owned.end(wait_for_work=False)
             self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
+        self._unlisten()
+
+    def _unlisten(self) -> None:
         self._member.cluster.unlisten(*self._listeners)
+        self._member.cluster.unlisten_for_leaving(self._leaving_listener)
 
     def __enter__(self) -> WorkerPool:
         return self
