@@ -401,7 +401,8 @@ class Peer:
             self._reader.unregister(self)
             self._drop_outbox()
             self._stream.close()
-        _close_all(self._descriptors)
+        descriptors, self._descriptors = self._descriptors, deque()  # a message in hand must not claim a closed one
+        _close_all(descriptors)
         while self._thirsty:
             self._thirsty.popleft().complete()
 
