@@ -14,9 +14,12 @@ from operator import length_hint
 
 from distpool.futures import Outcome
 from distpool.jobs.job import Job, Run
-from distpool.light import Any
+from distpool.light import Any, Final
 from distpool.tasks import ONE, STAR
 from distpool.transport import Waiter
+
+# Tasks of a stream in one envelope at most: what is read ahead of the consumer stays bounded however tiny they are.
+STREAM_TASKS: Final = 16384
 
 
 class InputJob(Job):
@@ -175,11 +178,11 @@ class StreamJob(InputJob):
     def next_size(self, workers: int) -> int:
         """As measured, within what may be read ahead of the consumer."""
         size = super().next_size(workers)
-        return max(1, min(size, self._room())) if self._buffer_size is not None and self.batch_size is None else size
+        return max(1, min(size, self._room(), STREAM_TASKS)) if self.batch_size is None else size
 
     def _room(self) -> int:
         """Tasks that may still be read before the consumer takes a result."""
-        limit = self._buffer_size if self._buffer_size is not None else 4 * self._workers * self.size
+        limit = self._buffer_size if self._buffer_size is not None else 4 * self._workers * min(self.size, STREAM_TASKS)
         return limit - (self.read - self.consumed)
 
     @property
