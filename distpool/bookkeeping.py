@@ -40,8 +40,9 @@ class Bookkeeping:
 
     def made(self, where: int, rrid: RRID) -> Claim:
         """Return the claim of a reference that this process has just made."""
+        claim = self.claims.made(where, rrid)
         self._set_timer()
-        return self.claims.made(where, rrid)
+        return claim
 
     def announce(self, claims: Sequence[Claim], pid: int) -> None:
         """Tell the owners that ``pid`` is about to get these references, before it gets them."""
@@ -54,8 +55,9 @@ class Bookkeeping:
 
     def received(self, table: Sequence[tuple[int, int, int]]) -> list[Claim]:
         """Take note of references that came in; the claims live until the message is opened, and longer if kept."""
+        claims = [self.claims.received(where, RRID(whence, number)) for where, whence, number in table]
         self._set_timer()
-        return [self.claims.received(where, RRID(whence, number)) for where, whence, number in table]
+        return claims
 
     def give_back(self) -> None:
         """Tell the owners of the references that were dropped here. Any thread; waits for nothing."""
@@ -67,6 +69,7 @@ class Bookkeeping:
                 self._tell(where, m.DROPPED, rows)
 
     def _set_timer(self) -> None:
+        """See that dropped claims are given back. After a claim was made, for a timer that just ends looks for claims."""
         if not self._timer_is_set:
             self._timer_is_set = True
             self._reader.call_later(GIVE_BACK_SECONDS, self._give_back_regularly)
