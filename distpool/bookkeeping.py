@@ -69,7 +69,7 @@ class Bookkeeping:
                 self._tell(where, m.DROPPED, rows)
 
     def _set_timer(self) -> None:
-        """See that dropped claims are given back. After a claim was made, for a timer that just ends looks for claims."""
+        """See that dropped claims are given back. After making a claim: a timer that just ends looks for claims."""
         if not self._timer_is_set:
             self._timer_is_set = True
             self._reader.call_later(GIVE_BACK_SECONDS, self._give_back_regularly)
