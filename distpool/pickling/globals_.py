@@ -201,13 +201,7 @@ def peel_beside(
 
 def unwrap_beside(flags: int, body: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
     """`unwrap` for what must not change this process: only names that are missing here are assigned."""
-    if flags & FLAG_GLOBALS:
-        entries, body, buffers = _split(body, buffers)
-        for name, packed, parts in entries:
-            namespace, attribute = _place(name)
-            if attribute not in namespace:
-                namespace[attribute] = _loaded(name, packed, parts)
-    return load(body, buffers)
+    return load(*peel_beside(flags, body, buffers))
 
 
 Entry = tuple[str, bytes, Sequence[Any]]
