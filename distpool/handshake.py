@@ -9,14 +9,15 @@ their driver and never load this room.
     HELLO  magic, nonce 1       ---------------> a stranger is shut out here already if the magic is wrong
                                 <--------------- HELLO  magic, nonce 2
     PROOF  HMAC("initiator")    ---------------> compared; a wrong one ends the connection without an answer
-                                <--------------- PROOF  HMAC("acceptor"), then FACTS: versions
-    FACTS  versions             ---------------> both compare
+                                <--------------- PROOF  HMAC("acceptor"), then FACTS: versions and their HMAC
+    FACTS  the same             ---------------> both compare
 
-Why so: each proof covers both nonces, so a recorded one is worthless later (replay); each names the role of its sender,
-so nobody can answer with what he was just sent (reflection); who dials proves first, so a stranger who dials learns
-nothing that he could try guesses on. What follows is neither encrypted nor signed: this keeps strangers out, not
-somebody who can change the traffic of the network. Nothing is unpickled before both sides are proved, and no more than
-a kilobyte is taken.
+Why so: each HMAC covers both nonces, so a recorded one is worthless later (replay); each names the role of its sender
+and what it stands for, so nobody can answer with what he was just sent (reflection); who dials proves first, so a
+stranger who dials learns nothing that he could try guesses on; the versions are signed, so nobody on the way can make
+equal ones look different. What follows is neither encrypted nor signed: this keeps strangers out, not somebody who can
+change the traffic of the network (``tls`` does that). Nothing is unpickled before both sides are proved, and no more
+than a kilobyte is taken.
 """
 
 from __future__ import annotations
@@ -139,26 +140,38 @@ class Handshake:
             self._fail(f"the {theirs} of this connection does not know the cluster's secret (see cluster_cookie)")
         if self._role == "acceptor":
             self._outgoing += self._proof("acceptor")
-        self._outgoing += len(self._facts).to_bytes(2, "big") + self._facts
+        self._outgoing += len(self._facts).to_bytes(2, "big") + self._facts + self._seal(self._role, self._facts)
         self._next = (2, self._facts_length)
 
     def _facts_length(self, message: bytes) -> None:
         length = int.from_bytes(message, "big")
         if not 0 < length <= MAX_FACTS_BYTES:
             self._fail(f"the other process sent {length} bytes of versions; at most {MAX_FACTS_BYTES} make sense")
-        self._next = (length, self._their_facts)
+        self._next = (length + PROOF_BYTES, self._their_facts)
 
     def _their_facts(self, message: bytes) -> None:
-        if message != self._facts:
-            self._fail(_difference(self._facts, message))
+        facts, seal = message[:-PROOF_BYTES], message[-PROOF_BYTES:]
+        theirs: Role = "acceptor" if self._role == "initiator" else "initiator"
+        if not hmac.compare_digest(seal, self._seal(theirs, facts)):
+            self._fail("the versions of the other process were changed on their way")
+        if facts != self._facts:
+            self._fail(_difference(self._facts, facts))
         self._next = None
 
     def _proof(self, role: Role) -> bytes:
-        """What ``role`` has to say to prove itself in this very connection: initiator's nonce, then acceptor's."""
-        nonces = (self._nonce, self._their_nonce)
+        """What ``role`` has to say to prove itself in this very connection."""
+        return self._sign(b"%b proof" % role.encode(), b"")
+
+    def _seal(self, role: Role, facts: bytes) -> bytes:
+        """What shows that these versions are those of ``role``, and of this very connection."""
+        return self._sign(b"%b facts" % role.encode(), facts)
+
+    def _sign(self, label: bytes, data: bytes) -> bytes:
+        """All before ``data`` has a fixed length for each label: two different things never look alike to the hash."""
+        nonces = (self._nonce, self._their_nonce)  # the initiator's first
         if self._role == "acceptor":
             nonces = (self._their_nonce, self._nonce)
-        return hmac.new(self._secret, b"%b %b " % (MAGIC, role.encode()) + b"".join(nonces), "sha256").digest()
+        return hmac.new(self._secret, b"%b %b " % (MAGIC, label) + b"".join(nonces) + data, "sha256").digest()
 
     def _fail(self, text: str) -> None:
         self._error = HandshakeError(text)

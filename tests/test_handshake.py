@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from distpool.errors import HandshakeError, LocalProtocolError
@@ -47,6 +47,22 @@ class Wire:
         return data
 
 
+class Tampered(Wire):
+    """One on which somebody sits: he changes one byte, at a place counted from the beginning, or one text."""
+
+    def __init__(self, place: int, flip: int) -> None:
+        super().__init__()
+        self.place, self.flip = place, flip
+        self.replaced = (b"", b"")
+
+    def write(self, data: bytes) -> None:
+        if 0 <= self.place - len(self.everything) < len(data):
+            changed = bytearray(data)
+            changed[self.place - len(self.everything)] ^= self.flip
+            data = bytes(changed)
+        super().write(data.replace(*self.replaced) if self.replaced[0] else data)
+
+
 def side(role: Role, secret: bytes = SECRET, **facts: Any) -> Handshake:
     return Handshake(role, secret, facts.pop("distpool", "1.2.3"), **facts)
 
@@ -55,6 +71,14 @@ def talk(initiator: Handshake, acceptor: Handshake, cut: Cut = whole) -> tuple[W
     """Let both talk until nobody has anything to say; returns what each side sent, and the errors."""
     there, back = Wire(), Wire()
     errors: list[HandshakeError] = []
+    converse(initiator, acceptor, there, back, cut, errors)
+    return there, back, errors
+
+
+def converse(
+    initiator: Handshake, acceptor: Handshake, there: Wire, back: Wire, cut: Cut, errors: list[HandshakeError]
+) -> None:
+    """Let both talk over these wires."""
     is_moving = True
     while is_moving:
         is_moving = False
@@ -63,7 +87,6 @@ def talk(initiator: Handshake, acceptor: Handshake, cut: Cut = whole) -> tuple[W
             while wire.pending and hearer.wanted:
                 is_moving = True
                 _hear(hearer, wire.read(hearer.wanted), cut, errors)
-    return there, back, errors
 
 
 def _hear(hearer: Handshake, data: bytes, cut: Cut, errors: list[HandshakeError]) -> None:
@@ -212,7 +235,7 @@ def test_absurd_versions_are_refused(length: int) -> None:
     listening, nonce = side("acceptor"), bytes(NONCE_BYTES)
     listening.receive(MAGIC + nonce)
     theirs = listening.data_to_send()[len(MAGIC) :]
-    listening.receive(hmac.new(SECRET, MAGIC + b" initiator " + nonce + theirs, hashlib.sha256).digest())
+    listening.receive(hmac.new(SECRET, MAGIC + b" initiator proof " + nonce + theirs, hashlib.sha256).digest())
     with pytest.raises(HandshakeError, match=f"sent {length} bytes of versions"):
         listening.receive(length.to_bytes(2, "big"))
 
@@ -228,6 +251,54 @@ def test_another_handshake_version_is_named() -> None:
     """A later distpool is told from a stranger."""
     with pytest.raises(HandshakeError, match="handshake version 2 in the other process, 1 here"):
         side("acceptor").receive(b"distpool\x02")
+
+
+@given(st.data())
+def test_whatever_is_changed_on_the_way_is_noticed(data: st.DataObject) -> None:
+    """One byte of the whole conversation, in either direction: nobody who was told another thing is complete.
+
+    Lengths that were changed leave a side waiting for more (its time limit is the caller's), never complete.
+    """
+    sizes = [len(wire.everything) for wire in talk(side("initiator"), side("acceptor"))[:2]]
+    way = data.draw(st.sampled_from([0, 1]))
+    place = data.draw(st.integers(0, sizes[way] - 1))
+    flip = data.draw(st.integers(1, 255))
+    dialling, listening = side("initiator"), side("acceptor")
+    there, back = Tampered(place if way == 0 else -1, flip), Tampered(place if way == 1 else -1, flip)
+    errors: list[HandshakeError] = []
+    converse(dialling, listening, there, back, whole, errors)
+    deceived = listening if way == 0 else dialling
+    assert not deceived.is_complete
+    assert errors or deceived.wanted
+
+
+@given(guess=st.binary(max_size=300), cuts=st.lists(st.integers(1, 40), min_size=1, max_size=20))
+def test_another_secret_never_gets_in(guess: bytes, cuts: list[int]) -> None:
+    """However the bytes are cut; and what the acceptor says does not depend on how close the guess is."""
+    assume(guess != SECRET)
+    stranger, listening = side("initiator", guess), side("acceptor")
+
+    def cut(data: bytes) -> list[bytes]:
+        pieces, place = [], 0
+        while place < len(data):
+            size = cuts[len(pieces) % len(cuts)]
+            pieces.append(data[place : place + size])
+            place += size
+        return pieces
+
+    _, back, errors = talk(stranger, listening, cut)
+    assert len(errors) == 1
+    assert len(back.everything) == len(MAGIC) + NONCE_BYTES
+
+
+def test_changed_versions_are_told_from_other_versions() -> None:
+    """Somebody on the way cannot make two equal versions look different: what he changed is not believed."""
+    dialling, listening = side("initiator"), side("acceptor")
+    there, back = Wire(), Tampered(-1, 0)
+    back.replaced = (b"distpool=1.2.3", b"distpool=9.9.9")
+    errors: list[HandshakeError] = []
+    converse(dialling, listening, there, back, whole, errors)
+    assert [str(error) for error in errors] == ["the versions of the other process were changed on their way"]
 
 
 @pytest.mark.parametrize("role", ["initiator", "acceptor"])
