@@ -5,16 +5,13 @@ Used by the command line (``python -m distpool --worker``) and by programs that 
 first is process 1::
 
     stdin   <- cookie              stdout  -> distpool_worker:PORT#ADDR
-    listener --accept--> Stranger --handshake within 5 s--> the driver: Worker(stream).serve()
-                                  --garbage, silence, a wrong secret--> closed; nobody else is harmed
+    door (accept, handshake) --> the driver: Worker(stream).serve()
 
-All of it happens on the thread that reads, before and after the driver has come: a handler takes what has arrived and
-never waits for a stranger. Owns: the listener, the connections that are not proved yet.
+The door stays open for as long as the worker lives, only to turn others away.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import sys
@@ -22,20 +19,13 @@ import threading
 from typing import Any, Final, NoReturn, TextIO
 
 from distpool.cookie import cluster_cookie
-from distpool.errors import HandshakeError
+from distpool.door import Door, complain_as_worker
 from distpool.forkserver.newborn import hold_lifeline
-from distpool.handshake import Handshake
 from distpool.managers.interface import worker_timeout
-from distpool.tcp import LOOPBACK, address_line, advertised_address, listen, new_handshake, parse_bind_to, tune
-from distpool.transport import Deadline, Reader, Timer, Waiter
+from distpool.tcp import LOOPBACK, address_line, advertised_address, listen, parse_bind_to
+from distpool.transport import Deadline, Reader, Waiter
 from distpool.worker import Worker, fresh_main
 
-# How long one connection may take to prove itself. Two round trips and no work: a slow link needs a second.
-STRANGER_SECONDS: Final = 5.0
-# How many connections may be unproved at a time; more are closed at once, so that strangers cannot use up descriptors.
-MAX_STRANGERS: Final = 16
-# How long the door stays shut when this process has no descriptor left. Arbitrary.
-FULL_SECONDS: Final = 1.0
 # A cookie has at most 255 characters; who sends more has mistaken us for something else.
 MAX_COOKIE_BYTES: Final = 256
 
@@ -74,12 +64,14 @@ def start_worker(
         listener = listen(host, port)
     except OSError as error:
         sys.exit(f"distpool worker: cannot listen on {bind_to}: {error}")
-    door = Door(listener, Reader())
+    reader = Reader()
+    driver = _Driver(reader)
+    Door(listener, reader, driver.admit)
     print(address_line(*advertised_address(listener)), file=out or sys.stdout, flush=True)
-    driver = door.wait_for_driver(deadline)
-    if driver is None:
+    stream = driver.wait(deadline)
+    if stream is None:
         sys.exit("distpool worker: no driver came in time (DISTPOOL_WORKER_TIMEOUT); this worker ends")
-    Worker(driver, None, door.reader).serve()
+    Worker(stream, None, reader).serve()
     raise AssertionError("a worker serves until it ends its process")
 
 
@@ -110,114 +102,27 @@ def _look_like(setup: dict[str, Any]) -> None:
         importlib.import_module(name)
 
 
-class Door:
-    """The listener and those who stand before it. A handler of the reader."""
+class _Driver:
+    """Whoever proves himself first; nobody else is served."""
 
-    def __init__(self, listener: socket.socket, reader: Reader) -> None:
-        self.reader = reader
-        self.strangers: set[Stranger] = set()
-        self._listener = listener
-        self._driver: socket.socket | None = None
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._stream: socket.socket | None = None
         self._arrival = Waiter()
-        listener.setblocking(False)
-        reader.register(self)
 
-    def wait_for_driver(self, deadline: Deadline) -> socket.socket | None:
-        """Return the connection of the first who proves himself; None when nobody did in time."""
-        self.reader.wait(self._arrival, deadline)
-        return self._driver
-
-    def fileno(self) -> int:
-        """The listener's descriptor."""
-        return self._listener.fileno()
-
-    def on_writable(self) -> None:
-        """Never asked for."""
-
-    def on_readable(self) -> None:
-        """Somebody has come."""
-        try:
-            stream, address = self._listener.accept()
-        except OSError as error:  # gone already, or no descriptor left for him
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                # He stays in the queue, so the listener would be readable again at once and for ever.
-                self.reader.unregister(self)
-                self.reader.call_later(FULL_SECONDS, lambda: self.reader.register(self))
-            return
-        if len(self.strangers) >= MAX_STRANGERS:
-            stream.close()
-            return
-        self.strangers.add(Stranger(self, stream, f"{address[0]}, port {address[1]}"))
-
-    def proved(self, stream: socket.socket, name: str) -> None:
+    def admit(self, stream: socket.socket, name: str, introduction: bytes) -> None:
         """Somebody knows the secret."""
-        if self._driver is not None:
+        if self._stream is not None:
             stream.close()
-            complain(f"a second driver ({name}) was turned away")
+            complain_as_worker(f"a second driver ({name}) was turned away")
             return
-        self._driver = stream
+        self._stream = stream
         self._arrival.complete()
 
-
-class Stranger:
-    """A connection on its way through the handshake. A handler of the reader."""
-
-    def __init__(self, door: Door, stream: socket.socket, name: str) -> None:
-        self._door = door
-        self._stream = stream
-        self._name = name
-        self._handshake: Handshake = new_handshake("acceptor")
-        stream.setblocking(False)
-        self._timer: Timer = door.reader.call_later(STRANGER_SECONDS, self._too_slow)
-        door.reader.register(self)
-
-    def fileno(self) -> int:
-        """The connection's descriptor."""
-        return self._stream.fileno()
-
-    def on_writable(self) -> None:
-        """Never asked for: what the handshake sends fits into the empty buffer of a new connection."""
-
-    def on_readable(self) -> None:
-        """Take what has come, but nothing that follows the handshake."""
-        try:
-            data = self._stream.recv(self._handshake.wanted)
-            if not data:
-                raise self._handshake.connection_lost()
-            self._handshake.receive(data)
-            if answer := self._handshake.data_to_send():
-                self._stream.sendall(answer)
-        except BlockingIOError:
-            return
-        except HandshakeError as error:
-            self._turn_away(str(error))
-        except OSError as error:
-            self._turn_away(f"the connection broke: {error}")
-        else:
-            if self._handshake.is_complete:
-                self._leave()
-                self._door.proved(tune(self._stream), self._name)
-
-    def _too_slow(self) -> None:
-        self._turn_away(f"no handshake within {STRANGER_SECONDS:g} s")
-
-    def _turn_away(self, reason: str) -> None:
-        self._leave()
-        self._stream.close()
-        complain(f"a connection from {self._name} was not admitted: {reason}")
-
-    def _leave(self) -> None:
-        self._timer.cancel()
-        self._door.reader.unregister(self)
-        self._door.strangers.discard(self)
-
-
-def complain(text: str) -> None:
-    """Say on standard error what is nobody's result."""
-    try:
-        print(f"distpool worker: {text}", file=sys.stderr, flush=True)
-    except (OSError, ValueError, AttributeError):  # there is none
-        return
+    def wait(self, deadline: Deadline) -> socket.socket | None:
+        """Return his connection; None when nobody came in time."""
+        self._reader.wait(self._arrival, deadline)
+        return self._stream
 
 
 def _read_cookie(deadline: Deadline) -> str:

@@ -32,6 +32,7 @@ FLOORS = (
         "polling",
         "transport",
         "tcp",
+        "door",
         "streams",
         "segments",
         "threads",
