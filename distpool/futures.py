@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 
 from distpool.bundles import Item
 from distpool.errors import remote_exception
-from distpool.light import Any, Final, Generic, TypeVar
+from distpool.light import Any, Final, Generic, Protocol, TypeVar
 from distpool.member import Member
 from distpool.pickling import note_ref
 from distpool.refs import Future, future_from
@@ -80,6 +80,26 @@ class Unopened(Outcome):
         raise remote_exception(self._pid, result) from result.ex
 
 
+class Promise(Protocol):
+    """Where the outcome of one call goes: what ``WorkerPool.submit_into`` keeps its word to. ``TaskFuture`` is one.
+
+    All four are called by the pool, in any thread, also in the one that reads for everybody: they must not block, nor
+    run code of others.
+    """
+
+    def leave(self) -> bool:
+        """The call is about to be sent to a worker; False: it was cancelled, and shall not be."""
+
+    def come_back(self) -> None:
+        """The call has not begun, and waits in the pool again."""
+
+    def cancelled(self) -> bool:
+        """True when nobody wants the outcome: if the call is being sent just now, it is stopped."""
+
+    def resolve(self, outcome: Any, /) -> None:
+        """The call has ended: with this value, or with an ``Outcome`` that tells more when it is asked."""
+
+
 class TaskFuture(Future[T], Generic[T]):
     """The result of one task, when it is there. Owned by the process that submitted it.
 
@@ -111,6 +131,10 @@ class TaskFuture(Future[T], Generic[T]):
         with _lock:
             self.is_away = self._state == _PENDING
             return self.is_away
+
+    def come_back(self) -> None:
+        """The task has not begun, and can be cancelled again."""
+        self.is_away = False
 
     def resolve(self, outcome: Any) -> None:
         """Store the value, or an Outcome, and wake whoever waits. Only the first call counts."""

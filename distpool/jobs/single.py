@@ -1,4 +1,4 @@
-"""Calls that were submitted one by one, each with its future.
+"""Calls that were submitted one by one, each with the promise (a future, say) that its outcome goes to.
 
 Arguments were pickled when the call was submitted, so every thread may send them, the reading thread too.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import count
 
 from distpool.bundles import bundle
-from distpool.futures import TaskFuture
+from distpool.futures import Promise
 from distpool.jobs.job import Job, Run
 from distpool.light import Any, Final
 from distpool.pickling import Parcel
@@ -21,14 +21,14 @@ FEW_CALLS: Final = 128
 
 
 class CallJob(Job):
-    """Single calls of one callable, each with its future; arguments were pickled when the call was submitted."""
+    """Single calls of one callable, each with its promise; arguments were pickled when the call was submitted."""
 
     how = CALL
 
     def __init__(self, f: Callable[..., Any], pump: Callable[[CallJob], None], **options: Any) -> None:
         super().__init__(f, **options)
         self._pump = pump
-        self.waiting: deque[tuple[Parcel, TaskFuture[Any]]] = deque()
+        self.waiting: deque[tuple[Parcel, Promise]] = deque()
         self._next_first = count().__next__
 
     def window(self) -> int:
@@ -53,7 +53,7 @@ class CallJob(Job):
             wanted = [call for call in again.items if call[1].leave()]
             if wanted:
                 return Run(0, wanted, again.attempt)
-        items: list[tuple[Parcel, TaskFuture[Any]]] = []
+        items: list[tuple[Parcel, Promise]] = []
         while len(items) < size and self.waiting:
             try:
                 call = self.waiting.popleft()
@@ -65,14 +65,14 @@ class CallJob(Job):
 
     def put_back(self, run: Run) -> None:
         """They can be cancelled again."""
-        for _, future in run.items:
-            future.is_away = False
+        for _, promise in run.items:
+            promise.come_back()
         super().put_back(run)
 
     def put_first(self, run: Run) -> None:
         """They can be cancelled again."""
-        for _, future in run.items:
-            future.is_away = False
+        for _, promise in run.items:
+            promise.come_back()
         super().put_first(run)
 
     def pack(self, run: Run, to: int = 0) -> tuple[Parcel, bool]:
@@ -80,14 +80,24 @@ class CallJob(Job):
         return bundle([(True, parcel) for parcel, _ in run.items], note=CALL), True
 
     def unwanted(self, run: Run) -> list[int]:
-        """Those whose futures were cancelled, with ``running=True``."""
-        return [index for index, (_, future) in enumerate(run.items) if future.cancelled()]
+        """Those that were cancelled, with ``running=True``."""
+        return [index for index, (_, promise) in enumerate(run.items) if promise.cancelled()]
 
     def settle(self, run: Run, first: int, results: list[Any]) -> None:
-        """Complete the futures."""
+        """Keep the promises."""
         start = first - run.first
-        for (_, future), result in zip(run.items[start : start + len(results)], results, strict=True):
-            future.resolve(result)
+        for (_, promise), result in zip(run.items[start : start + len(results)], results, strict=True):
+            promise.resolve(result)
+
+    def sweep(self) -> None:
+        """Let go of calls that were cancelled while they waited: their arguments may be large."""
+        for _ in range(len(self.waiting)):
+            try:
+                call = self.waiting.popleft()
+            except IndexError:  # sent meanwhile
+                return
+            if not call[1].cancelled():
+                self.waiting.append(call)
 
     def demand(self) -> None:
         """Send more at once: everything is pickled, so no user code runs."""
