@@ -5,12 +5,15 @@ each worker that must be dialled; one addition or removal at a time (the cluster
 
     manager.launch -> WorkerConfig -> a stream -> JOIN -> JOINED -> first calls -> member, told to all
 
-Whatever goes wrong with one worker leaves nothing of it, and does not keep the others from joining.
+Whatever goes wrong with one worker leaves nothing of it, and does not keep the others from joining. A manager may hand
+over further workers when ``launch`` has returned: each joins by itself, on a call thread, as soon as it has come.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 from distpool import lifecycle
@@ -21,7 +24,6 @@ from distpool.errors import CompositeException, HandshakeError, LaunchWorkerErro
 from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager, WorkerConfig, worker_timeout
 from distpool.managers.interpreter import as_worker_process
-from distpool.managers.local import LocalManager
 from distpool.member import Member
 from distpool.output import Output, checked_mode
 from distpool.peer import Peer, Reply
@@ -34,27 +36,69 @@ GRACE_SECONDS: Final = 2.0
 REPORT_SECONDS: Final = 1.0
 
 
+# Who is told of a worker that has joined when ``addprocs`` was over, or why one will not come any more.
+OnLate = Callable[[int | None, BaseException | None], None]
+
+
 class _Launched:
     """Takes the workers as they are launched and begins to connect each at once, each with the whole time limit."""
 
-    def __init__(self, member: Member, manager: ClusterManager, limit: float, params: dict[str, Any]) -> None:
-        self.joining: list[_Joining] = []
+    def __init__(
+        self, member: Member, manager: ClusterManager, limit: float, params: dict[str, Any], on_late: OnLate
+    ) -> None:
+        self.joining: list[_Joining] = []  # those that addprocs waits for
         self._output = checked_mode(params.get("output", "prefix"))
         self._welcome = _log_request(member, params.get("logging", False))
         self._member = member
         self._manager = manager
         self._limit = limit
+        self._on_late = on_late
+        self._lock = threading.Lock()  # protects the two below, and what joining has
+        self._is_closed = False
+        self._is_abandoned = False
 
     def append(self, config: WorkerConfig) -> None:
         config.deadline = Deadline(self._limit)
         if config.output is None:  # a manager without ways of its own
             config.output = Output(self._output)
-        self.joining.append(_Joining(self._member, self._manager, config, self._welcome))
+        joining = _Joining(self._member, self._manager, config, self._welcome)
+        with self._lock:
+            is_late = self._is_closed
+            if not is_late:
+                self.joining.append(joining)
+        if self._is_abandoned:
+            joining.abandon()
+        elif is_late:
+            self._member.threads.run(partial(self._join_late, joining))
+
+    def lost(self, error: BaseException) -> None:
+        """A worker that was to come later will not come."""
+        self._member.threads.run(lambda: self._on_late(None, error))
+
+    def close(self) -> None:
+        """The launch is over: who comes now is late."""
+        with self._lock:
+            self._is_closed = True
 
     def abandon(self) -> None:
         """An interrupt ends ``addprocs``: what has not joined would be nobody's."""
+        with self._lock:
+            self._is_closed = self._is_abandoned = True
         for joining in self.joining:
             joining.abandon()
+
+    def _join_late(self, joining: _Joining) -> None:
+        member = self._member
+        with member.membership_lock:
+            problem = joining.finish(Deadline(self._limit))
+            if problem is None:
+                connect_workers(member, [joining])
+                tell_members(member)
+        try:
+            if problem is None:
+                lifecycle.started(member, [joining.pid])
+        finally:
+            self._on_late(joining.pid if problem is None else None, problem)
 
 
 class _Joining:
@@ -192,25 +236,34 @@ def help_to_end(manager: ClusterManager, pid: int, config: WorkerConfig) -> None
 
 
 def add_workers(
-    member: Member, manager: ClusterManager, params: dict[str, Any], timeout: float | None = None
+    member: Member,
+    manager: ClusterManager,
+    params: dict[str, Any],
+    timeout: float | None = None,
+    *,
+    instead_of: WorkerConfig | None = None,
+    on_late: OnLate | None = None,
 ) -> list[int]:
-    """``addprocs`` in a given cluster."""
+    """``addprocs`` in a given cluster; or one worker instead of one that is gone, if the manager can do that."""
     limit = worker_timeout() if timeout is None else timeout
     lifecycle.watch_exits(member)
     lifecycle.starting(member, manager, params)
     with member.membership_lock:
         member.cluster.agree_on(params.get("topology", "all_to_all"), bool(params.get("lazy", True)))
-        launched = _Launched(member, manager, limit, params)
-        if isinstance(manager, LocalManager):
-            manager.attach(member.reader)
+        launched = _Launched(member, manager, limit, params, on_late or _log_late)
+        manager.attach(member.reader, limit)
         failure: Exception | None = None
         try:
-            manager.launch(params, launched)
+            if instead_of is None:
+                manager.launch(params, launched)
+            else:
+                manager.relaunch(instead_of, params, launched)
         except Exception as error:  # the manager's own: raised below, after those that did start have joined
             failure = error
         except BaseException:
             launched.abandon()
             raise
+        launched.close()
         deadline = Deadline(limit)
         try:
             outcomes = [joining.finish(deadline) for joining in launched.joining]
@@ -218,8 +271,10 @@ def add_workers(
             launched.abandon()
             raise
         errors = [outcome for outcome in outcomes if outcome is not None]
+        if isinstance(failure, CompositeException):  # the manager has an error for each that did not start
+            errors, failure = [*failure.exceptions, *errors], None
         pids = sorted(joining.pid for joining in launched.joining if member.cluster.is_member(joining.pid))
-        connect_workers(member, launched)
+        connect_workers(member, launched.joining)
         tell_members(member)
     lifecycle.started(member, pids)
     if failure is not None:
@@ -240,11 +295,19 @@ def _log_request(member: Member, level: object) -> dict[str, Any]:
     return {"logging": logs.receive(member, level)}
 
 
-def connect_workers(member: Member, launched: _Launched) -> None:
+def _log_late(pid: int | None, error: BaseException | None) -> None:
+    """Nobody waits for a late worker, so what goes wrong with it is logged."""
+    if error is not None:
+        import logging  # rarely needed
+
+        logging.getLogger("distpool").warning("a worker that was to join later did not: %s", error)
+
+
+def connect_workers(member: Member, newcomers: Sequence[_Joining]) -> None:
     """Note who may talk to whom; with ``lazy=False``, and always in a custom topology, connect those pairs now."""
     if member.cluster.topology == "custom":
         idents = {config.ident: pid for pid, config in member.configs.items() if config.ident is not None}
-        for joining in launched.joining:
+        for joining in newcomers:
             wanted = member.configs[joining.pid].connect_idents if joining.pid in member.configs else None
             for ident in wanted or ():
                 if ident in idents:

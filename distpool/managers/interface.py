@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from distpool.errors import HandshakeError, LaunchWorkerError
 from distpool.light import TYPE_CHECKING, Any, Final, Protocol, socket
-from distpool.transport import Deadline
+from distpool.transport import Deadline, Reader
 
 if TYPE_CHECKING:
     from distpool.output import Output  # workers load this room and have no use for it
@@ -106,10 +106,13 @@ class WorkerConfig:
 
 
 class Launched(Protocol):
-    """Where ``launch`` puts the workers it started, as soon as each is started."""
+    """Where ``launch`` puts the workers it started, as soon as each is started; also later, from any thread."""
 
     def append(self, config: WorkerConfig, /) -> None:
-        """Hand one worker over."""
+        """Hand one worker over. One that comes when ``launch`` has returned joins the cluster by itself."""
+
+    def lost(self, error: BaseException, /) -> None:
+        """Say that a worker that was to come later will not."""
 
 
 class ClusterManager:
@@ -119,9 +122,23 @@ class ClusterManager:
     be appended to from any thread without a condition.
     """
 
+    def attach(self, reader: Reader, timeout: float | None = None) -> None:
+        """Be told, before each launch, who watches descriptors and how many seconds ``addprocs`` gives a worker."""
+
     def launch(self, params: dict[str, Any], launched: Launched) -> None:
         """Start the processes and append a ``WorkerConfig`` for each; return when all are launched."""
         raise NotImplementedError(f"{type(self).__name__} has to define launch(params, launched)")
+
+    def relaunch(self, config: WorkerConfig, params: dict[str, Any], launched: Launched) -> None:
+        """Start one worker instead of one that is gone, and append it; by default none, and a pool gets smaller."""
+
+    def close(self) -> None:
+        """Have no more workers come of what was launched: the pool that they were for ends. By default nothing."""
+
+    @property
+    def awaits_more(self) -> bool:
+        """Whether workers may still come of what was launched."""
+        return False
 
     def connect(self, pid: int, config: WorkerConfig) -> Any:
         """Reach a worker that was launched: return a connected socket, or byte streams of any other kind.

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
+from distpool.cores import THREAD_VARIABLES
 from distpool.errors import LaunchWorkerError
 from distpool.forkserver import OUTPUT_WINDOW, PRELOAD_TOKEN, ForkServer, describe_exit, interpreter_flags, oom_kills
 from distpool.light import Any, Final, pickle, signal, socket
@@ -30,17 +31,6 @@ from distpool.managers.interpreter import (
 from distpool.output import How, Output, checked_mode, wait_until_shown
 from distpool.segments import SharedPage
 from distpool.transport import Reader
-
-# Workers use one core each unless asked otherwise (Julia turns BLAS down in the same way): with as many workers as
-# cores, libraries that start a thread per core would run cores x cores threads.
-THREAD_VARIABLES: Final = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
 
 # The most local workers that one process can have at a time with progress notes; a slot is 64 bytes of a sparse file.
 PAGE_SLOTS: Final = 16384
@@ -260,7 +250,7 @@ class LocalManager(ClusterManager):
         self._reader = reader
         self._preload = tuple(preload)
 
-    def attach(self, reader: Reader) -> None:
+    def attach(self, reader: Reader, timeout: float | None = None) -> None:
         """Take the reader of the cluster that the workers are for; ``addprocs`` does that."""
         self._reader = reader
 
