@@ -1,4 +1,4 @@
-"""How many cores this process may really use: what ``processes=None`` means.
+"""How many cores this process may really use: what ``processes=None`` means; and how a worker is kept to one of them.
 
 The number of cores of the machine is not it: the process may be pinned to some of them, or live in a control group
 with a quota of processor time, as in a container.
@@ -7,6 +7,19 @@ with a quota of processor time, as in a container.
 from __future__ import annotations
 
 import os
+
+from distpool.light import Final
+
+# Workers use one core each unless asked otherwise (Julia turns BLAS down in the same way): with as many workers as
+# cores, libraries that start a thread per core would run cores x cores threads.
+THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 
 
 def usable_cores() -> int:

@@ -58,16 +58,24 @@ def start_worker(
         raise RuntimeError("start_worker() must be called on the main thread: it serves there, and takes interrupts")
     host, port = parse_bind_to(bind_to)
     deadline = Deadline(worker_timeout())
-    cluster_cookie(_read_cookie(deadline) if cookie is None else cookie)
+    cluster_cookie(read_cookie(deadline) if cookie is None else cookie)
     _arrange_streams(close_stdin, stderr_to_stdout)
     try:
         listener = listen(host, port)
     except OSError as error:
         sys.exit(f"distpool worker: cannot listen on {bind_to}: {error}")
+    print(address_line(*advertised_address(listener)), file=out or sys.stdout, flush=True)
+    serve_driver(listener, deadline)
+
+
+def serve_driver(listener: socket.socket, deadline: Deadline) -> NoReturn:
+    """Wait for the driver at a port of one's own, then work for it until the end of this process.
+
+    Exits with status 1 and a message when none has proved itself in time.
+    """
     reader = Reader()
     driver = _Driver(reader)
     Door(listener, reader, driver.admit)
-    print(address_line(*advertised_address(listener)), file=out or sys.stdout, flush=True)
     stream = driver.wait(deadline)
     if stream is None:
         sys.exit("distpool worker: no driver came in time (DISTPOOL_WORKER_TIMEOUT); this worker ends")
@@ -125,7 +133,7 @@ class _Driver:
         return self._stream
 
 
-def _read_cookie(deadline: Deadline) -> str:
+def read_cookie(deadline: Deadline) -> str:
     """Read one line of standard input and nothing beyond it: with ``close_stdin=False`` the rest is the user's."""
     line = bytearray()
     while not line.endswith(b"\n") and len(line) <= MAX_COOKIE_BYTES:
