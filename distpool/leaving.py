@@ -28,6 +28,13 @@ FAREWELL_SECONDS: Final = 1.0
 LAST_WORDS_SECONDS: Final = 0.5
 
 
+def retire_workers(member: Member, pids: Sequence[int]) -> None:
+    """End workers that are not needed any more, and wait for it, without keeping others from joining meanwhile."""
+    _await_end(member, begin_removal(member, pids), None)
+    with member.membership_lock:
+        tell_members(member)
+
+
 def remove_workers(member: Member, pids: Sequence[int], waitfor: float | None = None) -> None:
     """``rmprocs`` in a given cluster, waiting."""
     with member.membership_lock:
@@ -67,7 +74,15 @@ def begin_removal(member: Member, pids: Sequence[int]) -> list[Peer]:
 
 
 def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | None) -> None:
-    """Wait until the processes have ended, killing those that do not obey."""
+    """Wait until the processes have ended, killing those that do not obey; tell the others."""
+    left = _await_end(member, leaving, waitfor)
+    tell_members(member)
+    if left:
+        raise TimeoutError(f"processes {left} are not gone after {waitfor} seconds; they have been killed and will be")
+
+
+def _await_end(member: Member, leaving: Sequence[Peer], waitfor: float | None) -> list[int]:
+    """Wait until the processes have ended, killing those that do not obey; return those that have not even then."""
     deadline = Deadline(waitfor)
     grace = Deadline(GRACE_SECONDS if waitfor is None else min(GRACE_SECONDS, waitfor / 2))
     gone = [_Gone(member, peer) for peer in leaving]
@@ -81,10 +96,7 @@ def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | Non
     for each in gone:
         each.forget()
     _await_output(gone)
-    tell_members(member)
-    left = [each.pid for each in gone if not each.done]
-    if left:
-        raise TimeoutError(f"processes {left} are not gone after {waitfor} seconds; they have been killed and will be")
+    return [each.pid for each in gone if not each.done]
 
 
 class _Gone(Waiter):

@@ -70,7 +70,7 @@ def test_single_task_behind_another_envelope_can_be_taken_back() -> None:
         shipments.append(Shipment(Results.__new__(Results), job, ledger.slots()[0], run))
         ledger.slots()[0].reserved += 1
         job.reserved += 1
-        ledger.book(shipments[-1])
+        ledger.book(shipments[-1], 1)
     _, chosen = ledger.mark_recalls(lambda candidates, idle: [(shipment, 0) for shipment in candidates])
     assert [shipment for shipment, _ in chosen] == shipments[1:]
     theirs.close()
@@ -83,12 +83,12 @@ def test_room_is_seen_as_soon_as_the_results_are_there() -> None:
     ledger = Ledger()
     ledger.add(Slot(2, None, None))
     job = MapJob(abs, ([-1],))
-    slot, run = ledger.reserve(job), job.next_run(1)
+    (slot, size), run = ledger.reserve(job, 1), job.next_run(1)
     assert slot is not None
     assert run is not None
     assert not ledger.is_idle()
     shipment = Shipment(Results.__new__(Results), job, slot, run)
-    ledger.book(shipment)
+    ledger.book(shipment, size)
     assert not ledger.is_idle()
     ledger.progress(shipment, 1, is_last=True)
     assert ledger.is_idle()

@@ -17,6 +17,7 @@ may run on the reading thread and only moves records. Rooms, each using those ab
     holding   threads that wait: to hold a worker, or for the end of all work
     listing   jobs, from being taken on to the end
     limits    tasks that take too long, or shall stop: interrupted, then killed
+    turnover  workers that have done their share: whoever owns them is told
     judging   tasks that failed: the user's handlers, further attempts
     results   what comes from workers, and what is lost with them
     here      this process as a worker

@@ -15,6 +15,7 @@ from distpool.dispatch.listing import Listing
 from distpool.dispatch.sending import Sending
 from distpool.dispatch.sharing import Sharing
 from distpool.dispatch.slots import Slot
+from distpool.dispatch.turnover import Turnover
 from distpool.futures import Outcome
 from distpool.jobs import Job, MapJob, StreamJob
 from distpool.light import Any
@@ -33,7 +34,10 @@ class Dispatch:
         self._listing = Listing(self._ledger, member)
         self._limits = Limits(member)
         judging = Judging(self._sharing, member)
-        sending = Sending(member, self._ledger, self._sharing, self._holding, self._listing, self._limits, judging)
+        self.turnover = Turnover()
+        sending = Sending(
+            member, self._ledger, self._sharing, self._holding, self._listing, self._limits, judging, self.turnover
+        )
         self.is_replenished = False  # workers that die are replaced: no worker now does not mean none later
         # Given on as they are: a million submissions go through the first.
         self.pump = sending.pump
@@ -42,6 +46,7 @@ class Dispatch:
         self.forget = self._listing.forget
         self.put = self._holding.put
         self.workers = self._ledger.pids
+        self.count_spent = self._ledger.spent
         self.is_idle = self._ledger.is_idle
         self.find = self._ledger.find
         self.stop = self._limits.stop
@@ -53,7 +58,7 @@ class Dispatch:
         peer = None if pid == self._member.pid else self._member.peer(pid)
         config = self._member.configs.get(pid)
         progress = getattr(config.process, "progress", None) if config is not None else None
-        self._ledger.add(Slot(pid, peer, progress() if progress is not None else None))
+        self._ledger.add(Slot(pid, peer, progress() if progress is not None else None, self.turnover.share))
         self._holding.capacity_came()
 
     def remove_worker(self, pid: int) -> bool:

@@ -70,6 +70,11 @@ class Ledger:
     def _put_last(self, slot: Slot) -> None:
         self._slots[slot.pid] = self._slots.pop(slot.pid)
 
+    def spent(self) -> int:
+        """How many workers have had all the tasks that they may have: they are replaced when these are done."""
+        with self._lock:
+            return sum(1 for slot in self._slots.values() if slot.left <= 0)
+
     # -- who waits -----------------------------------------------------------------------------------------------
 
     def hold(self, waiter: Waiter, may_come: Callable[[], bool]) -> tuple[int | None, bool]:
@@ -166,34 +171,46 @@ class Ledger:
     def _shipments(self) -> list[Shipment]:
         return [shipment for slot in self._slots.values() for shipment in slot.in_flight]
 
-    def reserve(self, job: Job) -> Slot | None:
-        """Choose the worker with the least to do, if it has room for one more envelope of this job."""
+    def reserve(self, job: Job, size: int) -> tuple[Slot | None, int]:
+        """Choose the worker with the least to do, if it has room for one more envelope of this job.
+
+        Returns also how many tasks, ``size`` at most, it may be sent; they are deducted from what it has left.
+        """
         with self._lock:
             best: Slot | None = None
             window = job.window()
             for slot in self._slots.values():
                 load = slot.load
-                if not slot.is_held and load < window and (best is None or load < best.load):
+                if not slot.is_held and load < window and slot.left > 0 and (best is None or load < best.load):
                     best = slot
                     if not load:
                         break
             if best is not None:
                 best.reserved += 1
                 job.reserved += 1
-            return best
+                size = size if size < best.left else int(best.left)
+                best.left -= size
+            return best, size
 
-    def unreserve(self, job: Job, slot: Slot) -> None:
+    def unreserve(self, job: Job, slot: Slot, size: int) -> None:
         """There was nothing to send."""
         with self._lock:
             slot.reserved -= 1
+            slot.left += size
             job.reserved -= 1
 
-    def book(self, shipment: Shipment) -> None:
-        """What was reserved is in flight from now on: one step, so that its end is seen as room by everyone."""
+    def book(self, shipment: Shipment, size: int) -> bool:
+        """What was reserved is in flight from now on: one step, so that its end is seen as room by everyone.
+
+        ``size`` tasks were reserved. Returns whether the worker is spent: it may have no more than it has.
+        """
+        slot = shipment.slot
         with self._lock:
-            shipment.slot.in_flight.append(shipment)
-            shipment.slot.reserved -= 1
+            slot.in_flight.append(shipment)
+            slot.reserved -= 1
+            slot.left += size - shipment.count
             shipment.job.reserved -= 1
+            return slot.left <= 0
 
     def unbook(self, shipment: Shipment) -> None:
         """Its worker has it no more."""
@@ -211,19 +228,24 @@ class Ledger:
             if self._slots.pop(shipment.slot.pid, None) is not None:
                 self._lost.add(shipment.slot.pid)
 
-    def progress(self, shipment: Shipment, count: int, is_last: bool) -> None:
-        """Note that ``count`` more results have come; after the last what was not run goes back to the job."""
-        job, run = shipment.job, shipment.run
+    def progress(self, shipment: Shipment, count: int, is_last: bool) -> bool:
+        """Note that ``count`` more results have come; after the last what was not run goes back to the job.
+
+        Returns whether the worker has done all the tasks that it may do: then its slot is closed.
+        """
+        job, run, slot = shipment.job, shipment.run, shipment.slot
         with self._lock:
             shipment.done += count
             shipment.heard = monotonic()
             if not is_last:
-                return
+                return False
             rest = run.items[shipment.done : shipment.count]
             shipment.count = shipment.done  # nothing is left to take back, should a worker's answer come late
             if rest and not shipment.is_dropped:  # in the job again before it is out of here: drain looks at both
                 job.put_first(Run(run.first + shipment.done, rest, run.attempt))
+            slot.left += len(rest)
             self._unbook(shipment)
+            return slot.left <= 0 and not slot.load and self._slots.pop(slot.pid, None) is not None
 
     # -- taking back ---------------------------------------------------------------------------------------------
 
@@ -253,6 +275,7 @@ class Ledger:
             back = shipment.run.items[count : shipment.count]
             if back:
                 shipment.count = count
+                shipment.slot.left += len(back)
             return [] if shipment.is_dropped else back
 
     def drop(self, job: Job) -> list[Shipment]:

@@ -14,6 +14,7 @@ from distpool.dispatch.limits import too_late
 from distpool.dispatch.listing import Listing
 from distpool.dispatch.sharing import Sharing
 from distpool.dispatch.slots import Shipment
+from distpool.dispatch.turnover import Turnover
 from distpool.errors import ProcessExitedException
 from distpool.futures import Outcome, Raised, Unopened
 from distpool.jobs import Job, Run
@@ -34,6 +35,7 @@ class Results:
         holding: Holding,
         listing: Listing,
         judging: Judging,
+        turnover: Turnover,
         member: Member,
     ) -> None:
         self._ledger = ledger
@@ -41,6 +43,7 @@ class Results:
         self._holding = holding
         self._listing = listing
         self._judging = judging
+        self._turnover = turnover
         self._member = member
 
     def arrived(self, shipment: Shipment, frame: Frame) -> None:
@@ -49,10 +52,12 @@ class Results:
         is_last = bool(frame.flags & m.FLAG_LAST)
         if count:
             job.learn(count, frame.ref / 1e9)
-        self._ledger.progress(shipment, count, is_last)
+        is_retired = self._ledger.progress(shipment, count, is_last)
         if count and not shipment.is_dropped:
             self._settle(shipment, start, self._opened(shipment, frame, count))
         if is_last:
+            if is_retired:
+                self._turnover.retired(shipment.slot.pid)
             self._listing.end_if_passed(job)
             self._holding.capacity_came()
 

@@ -16,6 +16,7 @@ from distpool.dispatch.listing import Listing
 from distpool.dispatch.results import Results
 from distpool.dispatch.sharing import Sharing
 from distpool.dispatch.slots import Shipment, Slot
+from distpool.dispatch.turnover import Turnover
 from distpool.futures import Raised
 from distpool.interrupts import DeferredInterrupt
 from distpool.jobs import Job, Run
@@ -36,6 +37,7 @@ class Sending:
         listing: Listing,
         limits: Limits,
         judging: Judging,
+        turnover: Turnover,
     ) -> None:
         self._member = member
         self._ledger = ledger
@@ -44,23 +46,24 @@ class Sending:
         self._listing = listing
         self._limits = limits
         self._judging = judging
-        self._results = Results(ledger, sharing, holding, listing, judging, member)
+        self._turnover = turnover
+        self._results = Results(ledger, sharing, holding, listing, judging, turnover, member)
         self._here = Here(ledger, holding, judging)
 
     def pump(self, job: Job) -> None:
         """Send the job's tasks to workers that have room, until there is no room or no task. Runs user code."""
         was_in_vain = False
         while job.is_hungry:
-            slot = self._ledger.reserve(job)
+            slot, size = self._ledger.reserve(job, job.next_size(max(1, len(self._ledger))))
             if slot is None:
                 break
             run = None
             try:
-                run = job.next_run(job.next_size(len(self._ledger)))
+                run = job.next_run(size)
             finally:
                 if run is None:
-                    self._ledger.unreserve(job, slot)
-            was_sent = run is not None and self._ship(job, slot, run)
+                    self._ledger.unreserve(job, slot, size)
+            was_sent = run is not None and self._ship(job, slot, run, size)
             was_in_vain = was_in_vain or not was_sent
             if run is None:
                 break
@@ -70,38 +73,43 @@ class Sending:
             self._listing.end_if_passed(job)
             self._sharing.balance()
 
-    def _ship(self, job: Job, slot: Slot, run: Run) -> bool:
+    def _ship(self, job: Job, slot: Slot, run: Run, size: int) -> bool:
         """Send a run; False when it cannot be pickled."""
+        if len(run.items) > size and self._turnover.is_on:  # it came back, and this worker may not have all of it
+            job.put_first(Run(run.first + size, run.items[size:], run.attempt))
+            run = Run(run.first, run.items[:size], run.attempt)
         try:
             parcel, is_apart = job.pack(run, slot.pid)
             if slot.peer is not None:
                 _introduce(job, slot.peer)
         except BaseException as error:  # an item that cannot be pickled
-            self._ledger.unreserve(job, slot)
+            self._ledger.unreserve(job, slot, size)
             self._set_apart(job, run, error)
             return False
         job.item_bytes = parcel.nbytes / len(run.items)
         shipment = Shipment(self._results, job, slot, run)
         if slot.peer is None:
-            self._ledger.book(shipment)
+            self._ledger.book(shipment, size)
             self._member.threads.run(lambda: self._here.run(shipment))
             return True
         with DeferredInterrupt():  # what is booked and never sent would be waited for without end
-            self._send(shipment, slot.peer, parcel, m.FLAG_APART if is_apart else 0)
+            self._send(shipment, slot.peer, parcel, m.FLAG_APART if is_apart else 0, size)
         return True
 
-    def _send(self, shipment: Shipment, peer: Peer, parcel: Parcel, flags: int) -> None:
+    def _send(self, shipment: Shipment, peer: Peer, parcel: Parcel, flags: int, size: int) -> None:
         job = shipment.job
         if job.timeout is not None:
             flags |= m.FLAG_TIMED
         shipment.request = peer.next_request()
-        self._ledger.book(shipment)
+        is_spent = self._ledger.book(shipment, size)
         peer.pending[shipment.request] = shipment
         sent = peer.send_parcel(m.TASKS, parcel, flags, shipment.request, whence=shipment.count, ref=job.number)
         if not sent and peer.pending.pop(shipment.request, None) is not None:
             shipment.lost(self._member.cluster.absence(shipment.slot.pid))
         elif job.timeout is not None:
             self._limits.watch(shipment, job.timeout)
+        if is_spent:
+            self._turnover.spent()
         for index in job.unwanted(shipment.run):
             self._limits.stop(shipment, index)
 

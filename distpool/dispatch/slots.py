@@ -6,6 +6,7 @@ of a shipment that the reading thread alone uses.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 
@@ -21,15 +22,16 @@ monotonic = time.monotonic
 class Slot:
     """One worker, as dispatch sees it."""
 
-    __slots__ = ("in_flight", "is_held", "page", "peer", "pid", "reserved")
+    __slots__ = ("in_flight", "is_held", "left", "page", "peer", "pid", "reserved")
 
-    def __init__(self, pid: int, peer: Peer | None, page: memoryview | None) -> None:
+    def __init__(self, pid: int, peer: Peer | None, page: memoryview | None, left: float = math.inf) -> None:
         self.pid = pid
         self.peer = peer  # None for this very process
         self.page = page  # where the worker notes what it does
         self.in_flight: deque[Shipment] = deque()
         self.reserved = 0  # envelopes that are being packed for it
         self.is_held = False  # somebody took it out of the pool, and will put it back
+        self.left = left  # tasks that it may still be sent before it is replaced
 
     @property
     def load(self) -> int:

@@ -1,26 +1,40 @@
-"""The workers of a pool's own: started, initialised, replaced when they die, ended with the pool.
+"""The workers of a pool's own: started, initialised, replaced, ended with the pool.
 
-They live in a cluster of their own, so a library's pool and its user's pool never see each other. Replacements are
-started in a call thread, because nobody who notices a death may wait.
+They live in a cluster of their own, so a library's pool and its user's pool never see each other. One that dies leaves
+a vacancy, and so does one that has done its share of tasks (``max_tasks_per_child``); for the latter a spare is made
+ready while it does the last ones::
+
+    spent ----> a spare: started, initialised, waits
+    retired --> vacancy: filled by a spare, else by a new worker; the old one is asked to end
+    died -----> vacancy, likewise
+
+Workers are started and ended in call threads, because nobody who notices a death may wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from distpool.calls import call_into_future, wrapped
 from distpool.cores import usable_cores
 from distpool.dispatch import Dispatch
 from distpool.errors import CompositeException, LaunchWorkerError, ProcessExitedException
 from distpool.joining import add_workers
-from distpool.leaving import leave
+from distpool.leaving import leave, retire_workers
 from distpool.light import Any, Final
 from distpool.managers.local import LocalManager
 from distpool.member import Member
 from distpool.messages import DRIVER
+from distpool.refs import Future
 
 # A pool gives up when so many workers per process died in a row before they finished anything.
 STILLBIRTHS: Final = 3
+# No worker is started in another's place while so many per process have not ended yet: what they run at their exit
+# may take long. Arbitrary.
+ENDING: Final = 4
 
 
 class OwnedWorkers:
@@ -34,6 +48,7 @@ class OwnedWorkers:
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
         preload: tuple[str, ...],
+        max_tasks: int | None,
         options: dict[str, Any],
     ) -> None:
         wanted = usable_cores() if processes is None else processes
@@ -41,64 +56,191 @@ class OwnedWorkers:
             raise TypeError(f"processes={processes!r}: a number of workers, or None for as many as there are cores")
         if wanted < 1:
             raise ValueError(f"processes={processes}: a pool needs at least one worker")
+        if max_tasks is not None:
+            _check_share(max_tasks)
+            dispatch.turnover.begin(max_tasks, self._fill, self._retired)
         self._member = member
         self._dispatch = dispatch
-        self._wanted = wanted
+        self.wanted = wanted
         self._initializer = initializer
         self._initargs = initargs
         self._preload = preload
         self._options = options  # of addprocs
         self._is_ending = False
+        self._lock = threading.Lock()  # protects the fields below
+        self._vacancies = 0  # places in the pool without a worker
+        self._spares: deque[int] = deque()  # ready, and without a place
+        self._starting = 0  # will be spares
+        self._ending = 0  # have done their share, and have not ended
+        self._is_launching = False  # a thread sees to it that as many start as are missing
+        self._may_prepare = True  # the last one that was started became ready
         self._stillbirths = 0  # workers in a row that died before one was ready
 
     def start(self) -> None:
         """Start all workers and wait until they are ready."""
         try:
-            self._add(self._wanted)
+            pids, error = self._launch(self.wanted)
+            if error is not None:
+                raise error
+            employed = 0
+            for pid, failure in self._initialize(pids):
+                if failure is not None:
+                    raise failure
+                employed += self._employ(pid)
+            if employed < self.wanted:  # some ended when they had just joined
+                with self._lock:
+                    self._vacancies += self.wanted - employed
+                self._fill()
         except BaseException:
             self.end(wait_for_work=False)
             raise
 
-    def _add(self, count: int) -> None:
+    def _launch(self, count: int) -> tuple[list[int], BaseException | None]:
+        """Start workers; return those that have joined, and why others have not: None if they died after that."""
         member = self._member
         manager = LocalManager(count, reader=member.reader, preload=self._preload)
         try:
             pids = add_workers(member, manager, {**manager.default_addprocs_params(), **self._options})
-        except CompositeException as error:
-            raise LaunchWorkerError(f"{len(error)} of {count} workers of the pool did not start: {error}") from error
+            error: BaseException | None = None
+        except CompositeException as several:
+            error = LaunchWorkerError(f"{len(several)} of {count} workers of the pool did not start: {several}")
+            error.__cause__ = several
+            pids = several.pids
+        except Exception as other:
+            pids, error = [], other
         if self._is_ending:  # it began before these had joined
             leave(member)
-            return
-        if self._initializer is not None:
-            self._initialize(pids)
-        for pid in pids:
-            if member.cluster.is_member(pid):
-                self._dispatch.add_worker(pid)
+            return [], error
+        return pids, error
 
-    def _initialize(self, pids: list[int]) -> None:
-        assert self._initializer is not None
-        member = self._member
-        futures = [call_into_future(member, self._initializer, pid, self._initargs, {}) for pid in pids]
-        for future in futures:
-            future.wait()
+    def _initialize(self, pids: Sequence[int]) -> Iterator[tuple[int, BaseException | None]]:
+        """Run the initializer on workers, on all at once; yield with each what it raised there, if it did."""
+        begun = [(pid, self._begin_initializing(pid)) for pid in pids]
+        for pid, future in begun:
+            yield pid, future if future is None or isinstance(future, BaseException) else _failure(future)
 
-    def departed(self, pid: int, error: ProcessExitedException) -> None:
-        """One is gone: start another in its place. Told on the reading thread."""
-        if not self._is_ending:
-            self._member.threads.run(self._replace)
-
-    def _replace(self) -> None:
+    def _begin_initializing(self, pid: int) -> Future[object] | BaseException | None:
+        if self._initializer is None:
+            return None
         try:
-            self._add(1)
-            self._stillbirths = 0
-        except BaseException as error:  # reported to everyone whose task waits
-            self._stillbirths += 1
-            if self._is_ending:
+            return call_into_future(self._member, self._initializer, pid, self._initargs, {})
+        except Exception as error:  # it is gone, or what the initializer mentions cannot be pickled any more
+            return error
+
+    # -- who has a place -----------------------------------------------------------------------------------------
+
+    def departed(self, pid: int, had_place: bool) -> None:
+        """One is gone: another is to have its place. Told on the reading thread."""
+        with self._lock:
+            if had_place:
+                self._vacancies += 1
+            elif pid in self._spares:
+                self._spares.remove(pid)
+        self._fill()
+
+    def _retired(self, pid: int) -> None:
+        """One has done its share. Told on the reading thread."""
+        with self._lock:
+            self._vacancies += 1
+            self._ending += 1
+        self._fill()
+        self._member.threads.run(partial(self._retire, pid))
+
+    def _retire(self, pid: int) -> None:
+        try:
+            retire_workers(self._member, [pid])
+        finally:
+            with self._lock:
+                self._ending -= 1
+            self._fill()
+
+    def _employ(self, pid: int) -> bool:
+        """Give a worker a place in the pool; False when it is gone."""
+        try:
+            self._dispatch.add_worker(pid)
+        except ProcessExitedException:
+            return False
+        # It may have gone just before it was entered: then nobody else takes it out again.
+        return self._member.cluster.is_member(pid) or not self._dispatch.remove_worker(pid)
+
+    def _fill(self) -> None:
+        """Give spares the vacancies, and have started what is missing. Does not block."""
+        while not self._is_ending:
+            with self._lock:
+                if not self._vacancies or not self._spares:
+                    break
+                pid = self._spares.popleft()
+                self._vacancies -= 1
+            if not self._employ(pid):
+                with self._lock:
+                    self._vacancies += 1
+        with self._lock:
+            if self._is_launching or self._missing() <= 0:
                 return
-            if self._initializer is None and self._stillbirths < STILLBIRTHS * self._wanted:
-                self._replace()
-            elif not self._dispatch.workers():
-                self._dispatch.give_up(wrapped(DRIVER, error))
+            self._is_launching = True
+        self._member.threads.run(self._launch_missing)
+
+    def _missing(self) -> int:
+        """How many workers must be started now. Under the lock."""
+        if self._is_ending or self._ending >= ENDING * self.wanted:
+            return 0
+        soon = self._dispatch.count_spent() if self._may_prepare else 0
+        return self._vacancies + soon - len(self._spares) - self._starting
+
+    # -- replacements, in call threads ---------------------------------------------------------------------------
+
+    def _launch_missing(self) -> None:
+        while True:
+            with self._lock:
+                count = self._missing()
+                if count <= 0:
+                    self._is_launching = False
+                    return
+                self._starting += count
+            pids, error = self._launch(count)
+            if len(pids) < count:
+                self._failed(count - len(pids), error or LaunchWorkerError("a worker of the pool died at its start"))
+            if self._initializer is None:
+                self._place(pids)
+            elif pids:  # others need not wait for it
+                self._member.threads.run(partial(self._place, pids))
+
+    def _place(self, pids: Sequence[int]) -> None:
+        """Make workers that have joined ready."""
+        for pid, error in self._initialize(pids):
+            if error is not None:
+                self._failed(1, error)
+                self._member.threads.run(partial(retire_workers, self._member, [pid]))
+                continue
+            with self._lock:
+                self._starting -= 1
+                self._stillbirths = 0
+                self._may_prepare = True
+                self._spares.append(pid)
+                if not self._member.cluster.is_member(pid):  # gone before anybody looked for it among the spares
+                    self._spares.remove(pid)
+            self._fill()
+
+    def _failed(self, count: int, error: BaseException) -> None:
+        """Workers did not become ready: try again, else their places are lost, and with the last one the pool."""
+        with self._lock:
+            self._starting -= count
+            self._stillbirths += count
+            self._may_prepare = False
+            has_died = isinstance(error, (LaunchWorkerError, ProcessExitedException))  # else: its initializer raised
+            if not has_died or self._stillbirths >= STILLBIRTHS * self.wanted:
+                self._vacancies = max(0, self._vacancies - count)
+        # Only the reading thread never sees one that has lost its place in the books and not yet here.
+        self._member.reader.run_soon(lambda: self._give_up_if_over(error))
+        self._fill()
+
+    def _give_up_if_over(self, error: BaseException) -> None:
+        with self._lock:
+            may_come = self._vacancies or self._starting or self._spares or self._is_ending
+        if not may_come and not self._dispatch.workers():  # reported to everyone whose task waits
+            self._dispatch.give_up(wrapped(DRIVER, error))
+
+    # -- the end -------------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
         """Nobody has the pool any more. On the reading thread."""
@@ -116,3 +258,19 @@ class OwnedWorkers:
                 if config.process is not None:
                     config.process.send_signal(9)
         leave(member)
+
+
+def _failure(future: Future[object]) -> BaseException | None:
+    """Wait for an initializer; return what it raised."""
+    try:
+        future.wait()
+    except BaseException as error:  # the user's code
+        return error
+    return None
+
+
+def _check_share(max_tasks: int) -> None:
+    if isinstance(max_tasks, bool) or not isinstance(max_tasks, int):
+        raise TypeError(f"max_tasks_per_child={max_tasks!r}: a number of tasks from 1 on, or None for no limit")
+    if max_tasks < 1:
+        raise ValueError(f"max_tasks_per_child={max_tasks}: a worker does at least one task, or None for no limit")

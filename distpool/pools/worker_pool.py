@@ -43,10 +43,14 @@ class WorkerPool(AbstractWorkerPool):
     (``processes=None``: one for each core that this process may use), replaces those that die and removes them at the
     end of the ``with`` block. ``initializer(*initargs)`` runs on each of its own workers before any task; ``preload``
     names modules that they share. What they print is shown as ``output`` says (see ``addprocs``; by default as if it
-    were printed here), what they log is handled here if ``logging`` says so.
+    were printed here), what they log is handled here if ``logging`` says so. With ``max_tasks_per_child=n`` a worker is
+    replaced by a fresh one when it has run ``n`` tasks, however they were sent there (what ``remotecall`` runs on a
+    taken worker does not count, a task that was cancelled on its way does). The next one is made ready while it runs
+    the last ones, so there may be two processes for each place then.
 
-    Raises ValueError for a pid that never was a process, ProcessExitedException for one that is gone, LaunchWorkerError
-    when workers cannot be started, and what the initializer raised.
+    Raises ValueError for a pid that never was a process and for numbers below 1, TypeError for what is no number,
+    ProcessExitedException for a pid that is gone, LaunchWorkerError when workers cannot be started, and what the
+    initializer raised.
 
     >>> with WorkerPool(processes=2) as pool:
     ...     pool.map(lambda x: x * x, range(5))
@@ -63,6 +67,7 @@ class WorkerPool(AbstractWorkerPool):
         preload: Sequence[str] = (),
         output: How = "raw",
         logging: bool | int | str = False,
+        max_tasks_per_child: int | None = None,
     ) -> None:
         self._owned: OwnedWorkers | None = None
         if processes is not _NOT_GIVEN:
@@ -71,15 +76,23 @@ class WorkerPool(AbstractWorkerPool):
             self._set_up(Member(DRIVER, process_reader()))
             options = {"output": checked_mode(output), "logging": logging}
             self._owned = OwnedWorkers(
-                self._member, self._dispatch, processes, initializer, tuple(initargs), tuple(preload), options
+                self._member,
+                self._dispatch,
+                processes,
+                initializer,
+                tuple(initargs),
+                tuple(preload),
+                max_tasks_per_child,
+                options,
             )
             self._dispatch.is_replenished = True
             self._owned.start()
             # A pool that nobody has any more ends its workers: jobs under way and futures that wait keep it.
             weakref.finalize(self, self._member.reader.run_soon, self._owned.abandon).atexit = False
             return
-        if initializer is not None or preload or output != "raw" or logging is not False:
-            names = "initializer=, preload=, output= and logging="
+        is_setting_up = initializer is not None or preload or max_tasks_per_child is not None
+        if is_setting_up or output != "raw" or logging is not False:
+            names = "initializer=, preload=, output=, logging= and max_tasks_per_child="
             raise TypeError(f"{names} are for workers of the pool's own: give processes= as well")
         self._set_up(default_member())
         for pid in pids or ():
@@ -113,12 +126,11 @@ class WorkerPool(AbstractWorkerPool):
         """A process has joined the cluster; the default pool takes it."""
 
     def _departed(self, pid: int, error: ProcessExitedException) -> None:
-        if not self._dispatch.remove_worker(pid) and pid not in self._left:
-            return
+        was_ours = self._dispatch.remove_worker(pid) or pid in self._left
         self._left.discard(pid)
         if self._owned is not None:
-            self._owned.departed(pid, error)
-        elif not self._dispatch.workers():
+            self._owned.departed(pid, was_ours)
+        elif was_ours and not self._dispatch.workers():
             self._dispatch.give_up(error)
 
     def _leaving(self, pid: int) -> None:
@@ -238,7 +250,7 @@ class WorkerPool(AbstractWorkerPool):
             _checked_input(iterables),
             is_ordered=is_ordered,
             buffer_size=buffer_size,
-            workers=len(self._dispatch.workers()),
+            workers=len(self._dispatch.workers()) if self._owned is None else self._owned.wanted,
             keeps=self,
             schedule=self._dispatch.schedule,
             **self._function(f),
