@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from distpool.parallel_for import DistributedLoop as DistributedLoop
     from distpool.parallel_for import distributed as distributed
     from distpool.parallel_for import splitrange as splitrange
+    from distpool.pickling import Descriptor as Descriptor
+    from distpool.pickling import register_reducer as register_reducer
     from distpool.refs import Future as Future
     from distpool.refs import RemoteChannel as RemoteChannel
     from distpool.refs import close as close
@@ -116,6 +118,7 @@ _ROOMS = {
         "rmprocs",
         "workers",
     ),
+    "pickling": ("Descriptor", "register_reducer"),
     "refs": (
         "Future",
         "RemoteChannel",

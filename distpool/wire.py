@@ -6,7 +6,8 @@ one that holds the send lock). Knows no socket, thread, clock or user object, so
 A frame::
 
     header     kind u8 | flags u8 | descriptors u16 | buffers u32 | request u64 | whence u64 | ref u64 | body length u64
-    table      one u64 per buffer: its length; the top bit says that it lies in the segment whose descriptor came along
+    table      one u64 per buffer: its length; the top bit says that it lies in the segment whose descriptor came along,
+               the next one that it is itself a descriptor, and has no bytes
     body       a pickle, opened later by whoever asked for it
     buffers    the out-of-band buffers that are not in a segment, each read straight into its final place
 
@@ -25,6 +26,7 @@ from distpool.messages import RRID
 
 HEADER: Final = struct.Struct("<BBHIQQQQ")
 IN_SEGMENT: Final = 1 << 63
+IS_DESCRIPTOR: Final = 1 << 62
 
 # 256 KiB: what one recv of a Unix stream socket can bring with the kernel's default limits, and so large that a
 # worker's envelope of tiny tasks is parsed without a second allocation.
@@ -43,10 +45,12 @@ class Frame:
     """One message as it came in: header fields, the unopened body, its buffers.
 
     ``buffers`` is in pickle order; an entry is None while it lies in a segment, and ``segment_lengths`` then tells the
-    sizes of those, so that the peer, who has the descriptor, can map and fill them in.
+    sizes of those, so that the peer, who has the descriptor, can map and fill them in. ``attached`` says which ones are
+    descriptors, which the peer has as well.
     """
 
     __slots__ = (
+        "attached",
         "body",
         "buffers",
         "claims",
@@ -73,6 +77,7 @@ class Frame:
         self.body = body
         self.buffers: Sequence[memoryview | None] = ()
         self.segment_lengths: Sequence[int] = ()
+        self.attached: Sequence[int] = ()
         self.claims: object = None  # on the references in it; they live until it is opened
         self.descriptor = -1  # that came along; whoever acts on the message owns it
         self.error: BaseException | None = None  # why the payload cannot be opened, when that is known already
@@ -99,11 +104,13 @@ def encode(
     buffers: Sequence[memoryview] = (),
     in_segment: Sequence[bool] = (),
     descriptors: int = 0,
+    attached: Sequence[int] = (),
 ) -> list[Buffer]:
     """Return the pieces of one frame, in order, ready for a gathering send; large pieces are not copied.
 
     ``in_segment[i]`` says that buffer i travels in the segment whose descriptor the caller sends along with these
-    bytes; ``descriptors`` says how many it sends along in a frame without buffers.
+    bytes; ``attached`` names the buffers in whose place it sends descriptors, after that of the segment;
+    ``descriptors`` says how many it sends along in a frame without buffers.
 
     >>> b"".join(encode(5, 0, 1, 0, 0, b"abc"))[-3:]
     b'abc'
@@ -113,8 +120,12 @@ def encode(
         # One small copy is cheaper than a second entry in the kernel's gather list.
         return [head + body] if len(body) < 4096 else [head, body]
     shared = in_segment or [False] * len(buffers)
-    head = HEADER.pack(kind, flags, int(any(shared)), len(buffers), request, whence, ref, len(body))
+    head = HEADER.pack(kind, flags, int(any(shared)) + len(attached), len(buffers), request, whence, ref, len(body))
     lengths = [view.nbytes | IN_SEGMENT if away else view.nbytes for view, away in zip(buffers, shared, strict=True)]
+    if attached:
+        shared = list(shared)
+        for index in attached:
+            lengths[index], shared[index] = IS_DESCRIPTOR, True
     table = struct.pack(f"<{len(lengths)}Q", *lengths)
     inline = [view for view, away in zip(buffers, shared, strict=True) if not away and view.nbytes]
     return [head + table + body if len(body) < 4096 else head + table, *([] if len(body) < 4096 else [body]), *inline]
@@ -284,14 +295,15 @@ class _LargeFrame:
     def _read_table(self) -> None:
         self._lengths = struct.unpack(f"<{self._table.nbytes // 8}Q", self._table)
         for length in self._lengths:
-            if length & ~IN_SEGMENT > MAX_LENGTH:
+            if length & ~IN_SEGMENT > MAX_LENGTH and length != IS_DESCRIPTOR:
                 raise RemoteProtocolError(f"a buffer of {length & ~IN_SEGMENT} bytes is beyond all limits")
-        self._inline = [_reserve(self._allocate, length) for length in self._lengths if not length & IN_SEGMENT]
+        self._inline = [_reserve(self._allocate, length) for length in self._lengths if length <= MAX_LENGTH]
         self._waiting[:0] = [place for place in reversed(self._inline) if place.nbytes]
 
     def frame(self) -> Frame:
         frame = Frame(*self._header, self._body)
         inline = iter(self._inline)
-        frame.buffers = [None if length & IN_SEGMENT else next(inline) for length in self._lengths]
+        frame.buffers = [next(inline) if length <= MAX_LENGTH else None for length in self._lengths]
         frame.segment_lengths = [length & ~IN_SEGMENT for length in self._lengths if length & IN_SEGMENT]
+        frame.attached = [index for index, length in enumerate(self._lengths) if length == IS_DESCRIPTOR]
         return frame

@@ -4,6 +4,7 @@ Used by every room that sends or opens a payload, in any thread; all functions m
 re-entrantly. Users meet this room only through what arrives. Rooms, each using those above it:
 
     importable       would the receiver find it by importing?  by name or by value
+    descriptors      file descriptors, which only the connection can pass on
     functions        functions and classes by value, taken apart and put together
     exception_state  exceptions with traceback, cause, context, notes
     kinds            the rule for each type of object
@@ -19,8 +20,10 @@ re-entrantly. Users meet this room only through what arrives. Rooms, each using 
 from __future__ import annotations
 
 from .captured import capture, dump_exception, load_exception
+from .descriptors import Descriptor, Received, duplicates, is_attachment
 from .functions import mentioned_names, shipped_namespace
 from .globals_ import SentGlobals, peel, peel_beside, unwrap, wrap
+from .kinds import register_reducer
 from .parcel import (
     Parcel,
     ShippedGlobal,
@@ -35,15 +38,19 @@ from .parcel import (
 )
 
 __all__ = [
+    "Descriptor",
     "Parcel",
+    "Received",
     "SentGlobals",
     "ShippedGlobal",
     "capture",
     "dump",
     "dump_arguments",
     "dump_exception",
+    "duplicates",
     "goes_by_name",
     "in_message",
+    "is_attachment",
     "is_plain",
     "load",
     "load_exception",
@@ -51,6 +58,7 @@ __all__ = [
     "note_ref",
     "peel",
     "peel_beside",
+    "register_reducer",
     "sending_to",
     "shipped_namespace",
     "unwrap",

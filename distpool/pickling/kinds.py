@@ -26,6 +26,7 @@ Verdict = tuple["Rule | None", bool]
 
 _CACHE_LIMIT: Final = 2048  # arbitrary; see importable
 
+_registered: dict[str, Rule] = {}  # by full name of the class, what users have said of it and its subclasses
 _verdicts: dict[type, Verdict] = {}  # types that go by name -> their rule, and whether they are foreign
 known_verdict = _verdicts.get  # for the hot path
 
@@ -51,11 +52,43 @@ def _verdict(kind: type) -> Verdict:
         return _name_or_value, foreign
     if issubclass(kind, BaseException):
         return reduce_exception, foreign
-    rule = _RULES.get(f"{kind.__module__}.{kind.__qualname__}")
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+    registered = next((_registered[base] for base in bases if base in _registered), None)
+    if registered is not None:
+        return registered, True
+    rule = _RULES.get(bases[0])
     if rule is None:
-        bases = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
         rule = next((_RULES[base] for base in _ALSO_BELOW if base in bases), None)
     return rule, foreign
+
+
+def register_reducer(kind: type | str, reduce: Callable[[Any], Any]) -> None:
+    """Say how objects of a class and of its subclasses are pickled when they travel in messages of distpool.
+
+    ``reduce(obj)`` returns what ``__reduce__`` would: a callable and its arguments, both of which can be pickled; or
+    NotImplemented, for objects that pickle's own rules shall decide about. It runs where the object is pickled, in
+    whatever thread does that, and the callable where it is opened. A class may be named ("package.module.Class"), so
+    that nothing must be imported before it is needed. The newest registration of a class counts; that of the nearest
+    base class comes first. Other pickles are not affected (for those there is ``copyreg``). It holds in this process:
+    what workers send on, or back, needs it there, too.
+
+    Raises TypeError for what is no class, nor the name of one, and for a reducer that cannot be called.
+
+    >>> import threading
+    >>> from distpool import WorkerPool
+    >>> class Shelf:
+    ...     def __init__(self, name):
+    ...         self.name, self.lock = name, threading.Lock()
+    >>> register_reducer(Shelf, lambda shelf: (Shelf, (shelf.name,)))
+    >>> with WorkerPool(processes=1) as pool:
+    ...     pool.submit(lambda shelf: shelf.name, Shelf("top")).result()
+    'top'
+    """
+    name = f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else kind
+    if not isinstance(name, str) or not callable(reduce):
+        raise TypeError(f"register_reducer() takes a class, or its full name, and a callable: not {kind!r}, {reduce!r}")
+    _registered[name] = lambda packer, obj: reduce(obj)
+    _verdicts.clear()
 
 
 def _name_or_value(packer: Packer, obj: Any) -> Any:

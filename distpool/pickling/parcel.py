@@ -21,6 +21,7 @@ from types import BuiltinFunctionType, CellType, FunctionType
 
 from distpool.light import Any, Final, pickle
 
+from .descriptors import is_attachment
 from .functions import Cell, fill_of
 from .importable import forget_names, known_functions
 from .kinds import APART, judge, known_verdict
@@ -226,7 +227,7 @@ def _keep_apart(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
     except BufferError:  # with gaps: pickle says so itself
         return True
-    if raw.nbytes < APART:
+    if raw.nbytes < APART and not is_attachment(raw):
         return True
     buffers.append(raw)
     return False
