@@ -33,7 +33,7 @@ environment:
   DISTPOOL_WORKER_TIMEOUT   seconds that a worker and its driver wait for each other (60)"""
 
 # Options whose value is the next word; all others stand alone or are written with "=".
-_WITH_VALUE = ("-p", "--procs", "--bind-to")
+_WITH_VALUE = ("-p", "--procs", "--bind-to", "--host", "--load")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         "--bind-to", metavar="ADDR[:PORT]", help="listen on this numeric address (127.0.0.1) and port (any free one)"
     )
     worker.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # of a local manager: see listening
+    # Of an SSH manager: see hosting.
+    worker.add_argument("--host", type=_count, help=argparse.SUPPRESS)
+    worker.add_argument("--load", action="append", default=[], help=argparse.SUPPRESS)
+    worker.add_argument("--threaded-blas", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -114,6 +118,8 @@ def _count(text: str) -> int | None:
 
 
 def _be_worker(parser: argparse.ArgumentParser, options: argparse.Namespace) -> NoReturn:
+    if options.host is not None:
+        _be_host(parser, options)
     from distpool import listening
     from distpool.tcp import LOOPBACK, parse_bind_to
     from distpool.worker import fresh_main
@@ -130,6 +136,19 @@ def _be_worker(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         listening.start_worker(cookie=None if options.worker is True else options.worker, bind_to=bind_to)
     except ValueError as error:
         parser.error(f"--worker: {error}")
+
+
+def _be_host(parser: argparse.ArgumentParser, options: argparse.Namespace) -> NoReturn:
+    from distpool.hosting import host_workers
+    from distpool.managers.machines import parse_bind
+
+    try:
+        bind = None if options.bind_to is None else parse_bind(options.bind_to)
+    except ValueError as error:
+        parser.error(f"--bind-to: {error}")
+    count = "auto" if options.host < 0 else options.host
+    cookie = None if options.worker is True else options.worker
+    host_workers(count, bind, cookie, preload=options.load, threaded=options.threaded_blas)
 
 
 def _add_workers(count: int) -> None:

@@ -35,6 +35,7 @@ from distpool.peer import Peer, Reply
 from distpool.pickling import Parcel, dump, load, load_exception
 from distpool.segments import Segment
 from distpool.serving import NOTHING, Serving, send_error
+from distpool.shelving import Shelving
 from distpool.store import Store
 from distpool.threads import CallThreads
 from distpool.transport import Deadline, Reader
@@ -71,6 +72,8 @@ class Member:
         self.callbacks = Callbacks(self.threads)
         self.watches_exits = False  # "exited" callbacks are told of departures
         self.store = Store(run_blocking=self.threads.run)
+        self.handles: WeakValueDictionary[RRID, Any] = WeakValueDictionary()  # one for each reference known here
+        self.shelving = Shelving(self.store, self.handles, lambda: reader.is_leading, self.threads.run)
         self.serving = Serving(
             self.cluster,
             self.store,
@@ -79,6 +82,7 @@ class Member:
             lambda: self.reader.is_leading,
             reader.call_later,
             reader.end_wait,
+            self.shelving,
         )
         self.managers: dict[int, ClusterManager] = {}  # of the workers that have joined this process
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
@@ -103,9 +107,9 @@ class Member:
         self.books = Bookkeeping(self.cluster, self.store, reader)
         self._relays: Relays | None = None  # made at first use: most clusters are on one machine
         self.introductions = Introductions(self.cluster, lambda one, other: self.relays.join(one, other))
-        self.handles: WeakValueDictionary[RRID, Any] = WeakValueDictionary()  # one for each reference known here
         self.actions.update({m.ADDED: self.books.added, m.DROPPED: self.books.dropped})
         self.actions.update({m.MEET: self._introduce, m.NEIGHBOUR: self._neighbour})
+        self.actions.update({m.SHELF: self.shelving.handed, m.TAKEN: self.shelving.told})
         self.actions[m.RELAY] = lambda peer, frame: self.relays.received(peer, frame)
         self.cluster.listen(_nothing, self._client_gone)
 
@@ -157,6 +161,8 @@ class Member:
             return
         self.reader.unregister(peer)
         process = config.process
+        if hasattr(process, "stream_ended"):  # one that is elsewhere: news of its end come another way, and wait for this
+            process.stream_ended()
         self.reader.call_later(EXIT_REPORT_SECONDS, lambda: self._end_silent(peer, process))
 
     def _end_silent(self, peer: Peer, process: Any) -> None:
@@ -201,6 +207,7 @@ class Member:
 
     def _client_gone(self, pid: int, error: ProcessExitedException) -> None:
         self.store.client_gone(pid, error)
+        self.shelving.gone(pid)
 
     def leave(self) -> None:
         """Close all connections of this member, and fail what waits for an answer; the process lives on."""

@@ -22,6 +22,7 @@ from distpool.leaving import begin_removal, drain_and_remove, finish_removal, re
 from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager
 from distpool.managers.local import LocalManager
+from distpool.managers.machines import MachineSpec
 from distpool.member import Member, default_member
 from distpool.messages import DRIVER
 from distpool.output import checked_mode
@@ -108,7 +109,7 @@ def other_workers() -> list[int]:
 
 
 def addprocs(
-    what: int | ClusterManager | None = None,
+    what: int | ClusterManager | Sequence[MachineSpec] | None = None,
     *,
     preload: Sequence[str] = (),
     timeout: float | None = None,
@@ -117,10 +118,14 @@ def addprocs(
 ) -> list[int]:
     """Start workers and return their ids, ascending, when all have joined.
 
-    ``what`` is a number of local workers (None: as many as cores that this process may use) or a ``ClusterManager``.
-    Options of local workers: ``dir``, ``env``, ``exename``, ``exeflags``, ``enable_threaded_blas``, ``topology``,
-    ``lazy``, ``restrict``, ``output``, ``logging``; ``preload`` names modules that all of them share; ``timeout`` is
-    the limit in seconds for one to join, by default the environment variable ``DISTPOOL_WORKER_TIMEOUT``, else 60.
+    ``what`` is a number of local workers (None: as many as cores that this process may use), a list of machines that
+    ssh can log in to, each ``"[user@]host[:port]"`` or such a text with a number of workers or "auto" (``SSHManager``
+    tells more), or a ``ClusterManager``.
+    Options: ``dir``, ``env``, ``exename``, ``exeflags``, ``enable_threaded_blas``, ``topology``, ``lazy``, ``output``,
+    ``logging``, for local workers ``restrict``, for machines ``ssh``, ``sshflags``, ``shell``, ``venv``, ``tunnel``,
+    ``multiplex``, ``max_parallel``, ``cmdline_cookie``; ``preload`` names modules that the workers of a machine share;
+    ``timeout`` is the limit in seconds for one to join, by default the environment variable
+    ``DISTPOOL_WORKER_TIMEOUT``, else 60.
     ``on_failure`` says what happens when some do not join: "raise" an error while the others stay, "warn" and return
     the others, or "rollback": remove the others and raise.
 
@@ -141,17 +146,27 @@ def addprocs(
         raise ValueError(f"on_failure={on_failure!r}: it is 'raise', 'warn' or 'rollback'")
     if what is None:
         what = usable_cores()
-    if isinstance(what, bool) or not isinstance(what, (int, ClusterManager)):
-        raise TypeError(f"addprocs() takes a number of workers or a ClusterManager, not a {type(what).__name__}")
+    if isinstance(what, bool) or not isinstance(what, (int, list, tuple, ClusterManager)):
+        raise TypeError(
+            "addprocs() takes a number of workers, a list of machines such as ['host', ('host', 4)] or a "
+            f"ClusterManager, not a {type(what).__name__}"
+        )
     if isinstance(what, int):
         if what < 0:
             raise ValueError(f"addprocs({what}): the number of workers cannot be negative")
         restrict = bool(options.pop("restrict", True))
         manager: ClusterManager = LocalManager(what, restrict, reader=member.reader, preload=preload)
         params = _checked(manager, options)
+    elif not isinstance(what, ClusterManager):
+        from distpool.managers.ssh import SSHManager  # here: most programs stay on one machine
+
+        manager = SSHManager(what)
+        params = _checked(manager, {**options, "preload": tuple(preload)})
     else:
         manager = what
         params = {**manager.default_addprocs_params(), **options}
+        if preload and "preload" in params:
+            params["preload"] = tuple(preload)
     try:
         return add_workers(member, manager, params, timeout)
     except CompositeException as error:
@@ -180,7 +195,7 @@ def _checked(manager: ClusterManager, options: dict[str, Any]) -> dict[str, Any]
     params = manager.default_addprocs_params()
     for name in options:
         if name not in params:
-            raise TypeError(f"addprocs() has no option {name!r} for local workers; it has {', '.join(sorted(params))}")
+            raise TypeError(f"addprocs() has no option {name!r} for {manager!r}; it has {', '.join(sorted(params))}")
     params.update(options)
     if params["topology"] not in ("all_to_all", "master_worker", "custom"):
         raise ValueError(f"topology={params['topology']!r}: it is 'all_to_all', 'master_worker' or 'custom'")
@@ -286,8 +301,8 @@ def interrupt(*pids: int | Iterable[int]) -> None:
     for peer, reply in orders:
         has_heard = member.reader.wait(reply, deadline, eager=True)
         manager, config = member.managers.get(peer.pid), member.configs.get(peer.pid)
-        # A local worker that holds the interpreter does not read messages: a signal reaches it.
-        if manager is not None and config is not None and not (has_heard and isinstance(manager, LocalManager)):
+        # A worker that holds the interpreter does not read messages: a signal reaches it. One that has heard needs none.
+        if manager is not None and config is not None and not (has_heard and manager.signals_the_deaf_only):
             manager.manage(peer.pid, config, "interrupt")
 
 

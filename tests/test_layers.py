@@ -55,6 +55,7 @@ FLOORS = (
         "worker",
         "connections",
         "listening",
+        "hosting",
     ),
     (
         "futures",
@@ -74,7 +75,10 @@ FLOORS = (
 ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 
 # The one room with several files, likewise in order; its __init__ comes last.
-MANAGERS = ("startup", "interface", "interpreter", "local", "ssh", "slurm", "mpi", "ray", "dask", "__init__")
+MANAGERS = (
+    *("startup", "interface", "interpreter", "local", "machines", "commandline", "reports", "logins", "ssh"),
+    *("slurm", "mpi", "ray", "dask", "__init__"),
+)
 
 
 class Import(NamedTuple):

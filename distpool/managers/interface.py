@@ -122,6 +122,9 @@ class ClusterManager:
     be appended to from any thread without a condition.
     """
 
+    # ``manage("interrupt")`` is asked for only when the worker has not confirmed the order to stop in time.
+    signals_the_deaf_only = False
+
     def attach(self, reader: Reader, timeout: float | None = None) -> None:
         """Be told, before each launch, who watches descriptors and how many seconds ``addprocs`` gives a worker."""
 

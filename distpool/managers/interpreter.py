@@ -75,6 +75,11 @@ class InterpreterProcess:
         """True when its end was noticed."""
         return self._exit is not None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code; None while it lives, and when a signal has ended it."""
+        return self._exit[0] if self._exit is not None else None
+
     def send_signal(self, signum: int) -> None:
         """Send a signal; SIGKILL goes to its whole process group. Silent when it is gone."""
         if self._exit is not None:
@@ -174,7 +179,7 @@ def start_worker_interpreter(
     except (OSError, ValueError) as error:
         raise LaunchWorkerError(f"cannot start {command[0]!r} as a worker: {error}") from error
     assert popen.stdin is not None
-    _close_in_forked_copies(popen.stdin)
+    close_in_forked_copies(popen.stdin)
     with contextlib.suppress(OSError):  # it has ended already: its output will say why
         popen.stdin.write(first_words)  # far less than a pipe takes (64 KiB) without anybody reading
     return popen
@@ -270,7 +275,8 @@ atexit.register(_end_all)
 _lifelines: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def _close_in_forked_copies(end: Any) -> None:
+def close_in_forked_copies(end: Any) -> None:
+    """Close this end of a pipe in copies of this process that user code forks."""
     _lifelines.add(end)
 
 

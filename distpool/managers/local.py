@@ -242,6 +242,8 @@ class LocalManager(ClusterManager):
     listens, on loopback unless told otherwise; the handshake keeps strangers out.
     """
 
+    signals_the_deaf_only = True
+
     def __init__(
         self, np: int, restrict: bool = True, *, reader: Reader | None = None, preload: Sequence[str] = ()
     ) -> None:
