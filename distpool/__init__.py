@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     from distpool.managers.interface import WorkerConfig as WorkerConfig
     from distpool.managers.interface import default_addprocs_params as default_addprocs_params
     from distpool.managers.local import LocalManager as LocalManager
+    from distpool.managers.ssh import SSHManager as SSHManager
+    from distpool.managers.verbs import connect as connect
+    from distpool.managers.verbs import kill as kill
+    from distpool.managers.verbs import launch as launch
+    from distpool.managers.verbs import manage as manage
     from distpool.membership import addprocs as addprocs
     from distpool.membership import check_same_host as check_same_host
     from distpool.membership import interrupt as interrupt
@@ -93,6 +98,8 @@ _ROOMS = {
     "listening": ("start_worker",),
     "managers.interface": ("ClusterManager", "WorkerConfig", "default_addprocs_params"),
     "managers.local": ("LocalManager",),
+    "managers.ssh": ("SSHManager",),
+    "managers.verbs": ("connect", "kill", "launch", "manage"),
     "lifecycle": (
         "add_worker_exited_callback",
         "add_worker_exiting_callback",

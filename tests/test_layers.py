@@ -76,7 +76,7 @@ ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for r
 
 # The one room with several files, likewise in order; its __init__ comes last.
 MANAGERS = (
-    *("startup", "interface", "interpreter", "local", "machines", "commandline", "reports", "logins", "ssh"),
+    *("startup", "interface", "interpreter", "local", "machines", "commandline", "reports", "logins", "ssh", "verbs"),
     *("slurm", "mpi", "ray", "dask", "__init__"),
 )
 
