@@ -52,7 +52,7 @@ def host_workers(
     preload: Sequence[str] = (),
     threaded: bool = False,
 ) -> NoReturn:
-    """Start ``count`` workers ("auto": one for each usable core), say where they listen, and stay until they have ended.
+    """Start ``count`` workers ("auto": one for each usable core), say where they listen, stay until they have ended.
 
     ``bind`` None is the address by which the login came in. ``cookie`` None reads a line of standard input. ``preload``
     names modules that are imported once, before the workers are forked; ``threaded`` leaves it to native libraries how

@@ -301,7 +301,7 @@ def interrupt(*pids: int | Iterable[int]) -> None:
     for peer, reply in orders:
         has_heard = member.reader.wait(reply, deadline, eager=True)
         manager, config = member.managers.get(peer.pid), member.configs.get(peer.pid)
-        # A worker that holds the interpreter does not read messages: a signal reaches it. One that has heard needs none.
+        # A worker that holds the interpreter reads no messages: a signal reaches it. One that has heard needs none.
         if manager is not None and config is not None and not (has_heard and manager.signals_the_deaf_only):
             manager.manage(peer.pid, config, "interrupt")
 

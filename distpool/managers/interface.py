@@ -83,12 +83,14 @@ class WorkerConfig:
     connect_at: tuple[str, int] | None
     deadline: Deadline | None
     output: Output | None
+    forward: str | None
     host: str | None
     port: int | None
     stream: socket.socket | None
     process: WorkerProcess | None
     ospid: int | None
     environ: dict[str, Any] | None
+    tunnel: bool | None
     ident: Any
     connect_idents: list[Any] | None
     enable_threaded_blas: bool | None

@@ -1,8 +1,8 @@
 """One login to another machine: an ssh client of ours, what its other end says, and the workers there as processes.
 
-Used by the SSH manager, one object per machine and ``addprocs``. What comes in is read on the reading thread. The login stays open for as long as its workers live, for it is their
-lifeline: the host at the other end kills them when it ends, and it ends when this process does. Owns: the ssh client,
-its three pipes, what it has said.
+Used by the SSH manager, one object per machine and ``addprocs``. What comes in is read on the reading thread. The login
+stays open for as long as its workers live, for it is their lifeline: the host at the other end kills them when it ends,
+and it ends when this process does. Owns: the ssh client, its three pipes, what it has said.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STATUS_SECONDS: Final = 1.0
 # What is to be done about a login that failed: a sign in what was said, and the remedy. The first that fits is shown.
 REMEDIES: Final = (
     ("Host key verification failed", "log in once by hand, or pass sshflags='-o StrictHostKeyChecking=accept-new'"),
-    ("Permission denied", "give the machine a key that ssh may use without asking: ssh-copy-id, ssh-agent, sshflags='-i KEY'"),
+    ("Permission denied", "give it a key that ssh may use without asking: ssh-copy-id, ssh-agent, sshflags='-i KEY'"),
     ("Could not resolve hostname", "check the name, or give it an address in ~/.ssh/config"),
     ("Name or service not known", "check the name, or give it an address in ~/.ssh/config"),
     ("No space left on device", "the disk of that machine is full: free some of it"),
@@ -50,7 +50,6 @@ REMEDIES: Final = (
     ("SyntaxError", "the Python there is too old: name one with distpool by exename= or venv="),
     ("not found", "name a Python that is there: exename= or venv="),
     ("No such file or directory", "name a Python and a directory that are there: exename= or venv=, dir="),
-    ("Permission denied (os error", "check what the user may do there"),
 )  # fmt: skip
 
 
@@ -121,7 +120,10 @@ class Login:
         """Give up a login whose workers cannot be had, with what was said there and what can be done."""
         said = [*self._reports.banner, self._reports.rest, *self._complaints.lines]
         text = "\n".join(line for line in said if line.strip())[-SHOWN_CHARACTERS:]
-        lines = [f"{self.machine.spec}: {reason}", f"what came from there: {text}" if text else "nothing came from there"]
+        lines = [
+            f"{self.machine.spec}: {reason}",
+            f"what came from there: {text}" if text else "nothing came from there",
+        ]
         remedy = next((remedy for sign, remedy in REMEDIES if sign in text), None)
         self._settle(LaunchWorkerError("\n".join([*lines, *([f"what to do: {remedy}"] if remedy else [])])))
         self.end()
@@ -353,7 +355,9 @@ def start_client(command: Sequence[str], first_words: bytes, spec: str, stream: 
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        raise LaunchWorkerError(f"{spec}: cannot start {command[0]!r}: {error}; the option ssh= names the program") from error
+        raise LaunchWorkerError(
+            f"{spec}: cannot start {command[0]!r}: {error}; the option ssh= names the program"
+        ) from error
     if popen.stdin is not None:
         close_in_forked_copies(popen.stdin)
         with contextlib.suppress(OSError):  # it has ended already: what it said tells why

@@ -128,7 +128,7 @@ def counted(machines: Iterable[MachineSpec]) -> dict[str, Count]:
     counts: dict[str, Count] = {}
     for entry in machines:
         spec, count = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, 1)
-        parse_machine(spec)  # type: ignore[arg-type]  # says so itself when it is none
+        parse_machine(spec)  # says so itself when it is none
         assert isinstance(spec, str)
         key = " ".join(spec.split())
         number, before = checked_count(count, key), counts.get(key)

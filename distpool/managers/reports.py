@@ -127,7 +127,9 @@ def _parsed(text: bytes) -> Header:
         addresses = [(str(host), int(port)) for host, port in facts["addresses"]]
         return Header(int(facts["version"]), str(facts["distpool"]), str(facts["python"]), addresses)
     except (ValueError, KeyError, TypeError) as error:
-        raise LaunchWorkerError(f"it said in a way that is not understood where its workers listen: {error!r}") from None
+        raise LaunchWorkerError(
+            f"it said in a way that is not understood where its workers listen: {error!r}"
+        ) from None
 
 
 def signal_order(number: int, signum: int) -> bytes:

@@ -29,7 +29,7 @@ from distpool.managers.commandline import SHELLS, RemoteStart, remote_command, s
 from distpool.managers.interface import ClusterManager, Launched, WorkerConfig, worker_timeout
 from distpool.managers.interpreter import InterpreterProcess
 from distpool.managers.logins import Complaints, Login, RemoteProcess, start_client
-from distpool.managers.machines import AUTO, Bind, Count, Machine, MachineSpec, counted, parse_machine
+from distpool.managers.machines import Bind, Count, Machine, MachineSpec, counted, parse_machine
 from distpool.output import Output, checked_mode
 from distpool.streams import prove
 from distpool.tcp import LOOPBACK, ProvedSocket

@@ -1,4 +1,4 @@
-"""A real ssh server on loopback, with keys of its own, and a client configuration by which one machine poses as several.
+"""A real ssh server on loopback, with keys of its own, and a client configuration by which one machine is several.
 
 Started once per test run, as root or as any user; nothing of the user's own ssh setup is read or written. Names that
 the client configuration knows::
