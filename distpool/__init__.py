@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from distpool.connections import process_messages as process_messages
     from distpool.connections import worker_id_from_socket as worker_id_from_socket
     from distpool.cookie import cluster_cookie as cluster_cookie
+    from distpool.cores import usable_cores as usable_cores
     from distpool.errors import ChannelClosedError as ChannelClosedError
     from distpool.errors import CompositeException as CompositeException
     from distpool.errors import LaunchWorkerError as LaunchWorkerError
     from distpool.errors import ProcessExitedException as ProcessExitedException
     from distpool.errors import RemoteException as RemoteException
+    from distpool.futures import Outcome as Outcome
+    from distpool.futures import Promise as Promise
     from distpool.lifecycle import add_worker_exited_callback as add_worker_exited_callback
     from distpool.lifecycle import add_worker_exiting_callback as add_worker_exiting_callback
     from distpool.lifecycle import add_worker_started_callback as add_worker_started_callback
@@ -68,6 +71,13 @@ if TYPE_CHECKING:
     from distpool.parallel_for import splitrange as splitrange
     from distpool.pickling import Descriptor as Descriptor
     from distpool.pickling import register_reducer as register_reducer
+    from distpool.pools import AbstractWorkerPool as AbstractWorkerPool
+    from distpool.pools import CachingPool as CachingPool
+    from distpool.pools import ResultStream as ResultStream
+    from distpool.pools import WorkerPool as WorkerPool
+    from distpool.pools import default_worker_pool as default_worker_pool
+    from distpool.pools import remote as remote
+    from distpool.pools import set_default_worker_pool as set_default_worker_pool
     from distpool.refs import Future as Future
     from distpool.refs import RemoteChannel as RemoteChannel
     from distpool.refs import close as close
@@ -81,6 +91,7 @@ if TYPE_CHECKING:
     from distpool.spawning import spawn as spawn
     from distpool.spawning import spawnat as spawnat
     from distpool.spawning import sync as sync
+    from distpool.waiting import Waiter as Waiter
 
 # Every public name and the room that has it.
 _ROOMS = {
@@ -139,9 +150,13 @@ _ROOMS = {
         "take",
         "wait",
     ),
+    "cores": ("usable_cores",),
+    "futures": ("Outcome", "Promise"),
+    "waiting": ("Waiter",),
     "pools": (
         "AbstractWorkerPool",
         "CachingPool",
+        "ResultStream",
         "WorkerPool",
         "default_worker_pool",
         "remote",

@@ -126,7 +126,7 @@ class Dispatch:
             except IndexError:
                 if job.is_finished:
                     break
-                self._wait_for_stream(job)
+                self.await_result(job)
                 continue
             if job.is_hungry:
                 self.pump(job)
@@ -134,13 +134,29 @@ class Dispatch:
         if job.input_error is not None:
             raise job.input_error
 
-    def _wait_for_stream(self, job: StreamJob) -> None:
+    def await_result(self, job: StreamJob, deadline: Deadline | None = None) -> bool:
+        """Wait until there may be a result to take, feeding the stream; False when the deadline has passed."""
         job.consumer_waits = True
         try:
             self.pump(job)
-            self._member.reader.wait(job.waiter)
+            return self._member.reader.wait(job.waiter, deadline)
         finally:
             job.consumer_waits = False
+
+    def forsake(self, job: StreamJob) -> None:
+        """Do the tasks of a stream whose results nobody takes; it ends by itself."""
+        job.forsake()
+        self.pass_on(job)
+        self.pump(job)
+
+    def sweep(self) -> None:
+        """Take single calls back that have not begun, and forget those that were cancelled."""
+        shipments, jobs = self._ledger.mark_calls()
+        for shipment in shipments:
+            self._sharing.recall(shipment, 0)
+        for job in jobs:
+            job.sweep()
+        self._holding.wake_drainers()
 
     def schedule(self, job: StreamJob) -> None:
         """Have a call thread pump."""

@@ -47,9 +47,10 @@ class Here:
 
 
 def _call(job: Job, item: Any) -> Any:
+    f = load(job.function.body) if job.f is None else job.f
     if job.how == ONE:
-        return job.f(item)
+        return f(item)
     if job.how == CALL:
         args, kwargs = load(item[0].body, item[0].buffers)
-        return job.f(*args, **kwargs)
-    return job.f(*item)
+        return f(*args, **kwargs)
+    return f(*item)

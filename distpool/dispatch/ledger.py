@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from distpool.dispatch.slots import Shipment, Slot
-from distpool.futures import TaskFuture
-from distpool.jobs import InputJob, Job, Run
+from distpool.jobs import CallJob, InputJob, Job, Run
 from distpool.light import Any
 from distpool.tasks import CALL
 from distpool.transport import Waiter
@@ -266,6 +265,16 @@ class Ledger:
                 shipment.is_recalled = True
             return bool(candidates), chosen
 
+    def mark_calls(self) -> tuple[list[Shipment], list[CallJob]]:
+        """Return the jobs of single calls, and their shipments that something can be taken back from."""
+        with self._lock:
+            shipments = [
+                shipment for shipment in self._shipments() if shipment.job.how == CALL and _can_share(shipment)
+            ]
+            for shipment in shipments:
+                shipment.is_recalled = True
+            return shipments, [job for job in self._jobs if isinstance(job, CallJob)]
+
     def cut(self, shipment: Shipment, count: int | None) -> list[Any]:
         """A recall is answered: the envelope ends after ``count`` tasks, None: as it is. Return what it gave up."""
         with self._lock:
@@ -286,8 +295,8 @@ class Ledger:
                 shipment.is_dropped = True
             return shipments
 
-    def find(self, future: TaskFuture[Any]) -> Shipment | None:
-        """Return the shipment that the task of a future is in."""
+    def find(self, future: object) -> Shipment | None:
+        """Return the shipment that the call of a future, or another promise, is in."""
         with self._lock:
             for shipment in self._shipments():
                 if shipment.job.how == CALL and any(item[1] is future for item in shipment.run.items[: shipment.count]):

@@ -6,6 +6,7 @@ reading thread. Owns: the input, the results that nobody has consumed.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -174,6 +175,7 @@ class StreamJob(InputJob):
         self._next = 0  # the task whose result comes next, when ordered
         self.consumed = 0
         self.consumer_waits = False
+        self.is_forsaken = False  # results are not kept; under _lock
 
     def next_size(self, workers: int) -> int:
         """As measured, within what may be read ahead of the consumer."""
@@ -192,6 +194,8 @@ class StreamJob(InputJob):
 
     def keep(self, first: int, results: list[Any]) -> bool:
         """Store results; the consumer looks when its next one is there."""
+        if self.is_forsaken:
+            return False
         self._ready[first] = results
         return not self._is_ordered or first == self._next
 
@@ -219,3 +223,15 @@ class StreamJob(InputJob):
     def is_finished(self) -> bool:
         """True when no result will come any more."""
         return self.exhausted and self.consumed >= self.read
+
+    @property
+    def is_done(self) -> bool:
+        """True when all results have come, taken or not."""
+        return self.exhausted and self.settled >= self.read
+
+    def forsake(self) -> None:
+        """Nobody will take results any more; the tasks are wanted all the same."""
+        with self._lock:
+            self.is_forsaken = True
+            self._ready.clear()
+        self._buffer_size = sys.maxsize

@@ -55,7 +55,7 @@ class Job:
         timeout: float | None = None,
         retries: Retries | None = None,
     ) -> None:
-        self.f = f
+        self.f: Callable[..., Any] | None = f  # None: only its parcel is kept
         self.name = getattr(f, "__qualname__", None) or repr(f)
         self.function = dump(f) if function is None else function
         self.number = next_number() if number is None else number  # under which workers keep the callable

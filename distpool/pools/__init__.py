@@ -8,6 +8,7 @@ it:
     abstract     what every pool promises
     handles      a pool as other processes see it
     owned        the workers of a pool's own
+    promising    what a pool offers to those who build on it
     worker_pool  WorkerPool
     caching      CachingPool
     default      the default pool, and remote
@@ -18,12 +19,14 @@ from __future__ import annotations
 from .abstract import AbstractWorkerPool
 from .caching import CachingPool
 from .default import default_worker_pool, remote, set_default_worker_pool
+from .promising import ResultStream
 from .worker_pool import KEPT_FUNCTIONS, WorkerPool, map_options
 
 __all__ = [
     "KEPT_FUNCTIONS",
     "AbstractWorkerPool",
     "CachingPool",
+    "ResultStream",
     "WorkerPool",
     "default_worker_pool",
     "map_options",

@@ -49,6 +49,7 @@ class OwnedWorkers:
         initargs: tuple[Any, ...],
         preload: tuple[str, ...],
         max_tasks: int | None,
+        replaces: bool,
         options: dict[str, Any],
     ) -> None:
         wanted = usable_cores() if processes is None else processes
@@ -65,7 +66,9 @@ class OwnedWorkers:
         self._initializer = initializer
         self._initargs = initargs
         self._preload = preload
+        self._replaces = replaces  # a worker that dies; else it takes the pool with it
         self._options = options  # of addprocs
+        self._starter: threading.Thread | None = None  # starts the first workers, if nobody waits for them
         self._is_ending = False
         self._lock = threading.Lock()  # protects the fields below
         self._vacancies = 0  # places in the pool without a worker
@@ -94,6 +97,17 @@ class OwnedWorkers:
         except BaseException:
             self.end(wait_for_work=False)
             raise
+
+    def start_aside(self) -> None:
+        """Have all workers started; what ``start`` would raise every task raises."""
+        self._starter = threading.Thread(target=self._start_aside, name="distpool pool start", daemon=True)
+        self._starter.start()
+
+    def _start_aside(self) -> None:
+        try:
+            self.start()
+        except BaseException as error:  # reported to everyone whose task waits
+            self._dispatch.give_up(wrapped(DRIVER, error))
 
     def _launch(self, count: int) -> tuple[list[int], BaseException | None]:
         """Start workers; return those that have joined, and why others have not: None if they died after that."""
@@ -129,8 +143,12 @@ class OwnedWorkers:
 
     # -- who has a place -----------------------------------------------------------------------------------------
 
-    def departed(self, pid: int, had_place: bool) -> None:
+    def departed(self, pid: int, had_place: bool, error: ProcessExitedException) -> None:
         """One is gone: another is to have its place. Told on the reading thread."""
+        if not self._replaces and had_place and not self._is_ending:
+            self._dispatch.give_up(error)
+            self.abandon()
+            return
         with self._lock:
             if had_place:
                 self._vacancies += 1
@@ -247,7 +265,7 @@ class OwnedWorkers:
         if not self._is_ending:
             self._member.threads.run(lambda: self.end(wait_for_work=False))
 
-    def end(self, wait_for_work: bool) -> None:
+    def end(self, wait_for_work: bool, signal: int = 9) -> None:
         """End the workers."""
         member = self._member
         if wait_for_work:
@@ -256,8 +274,10 @@ class OwnedWorkers:
         if not wait_for_work:
             for config in list(member.configs.values()):
                 if config.process is not None:
-                    config.process.send_signal(9)
+                    config.process.send_signal(signal)
         leave(member)
+        if self._starter is not None and self._starter is not threading.current_thread():
+            self._starter.join()  # what it was just starting it ends itself
 
 
 def _failure(future: Future[object]) -> BaseException | None:

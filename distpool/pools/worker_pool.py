@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from distpool.dispatch import Dispatch
 from distpool.errors import ProcessExitedException
@@ -20,10 +20,10 @@ from distpool.light import Any, Final, TypeVar
 from distpool.member import Member, default_member, process_reader
 from distpool.messages import DRIVER
 from distpool.output import How, checked_mode
-from distpool.pickling import Parcel, dump, dump_arguments, goes_by_name, in_message
-from distpool.pools.abstract import AbstractWorkerPool
+from distpool.pickling import Parcel, dump, goes_by_name, in_message
 from distpool.pools.handles import handle_of, register
 from distpool.pools.owned import OwnedWorkers
+from distpool.pools.promising import Promising
 from distpool.refs import Future
 from distpool.transport import Deadline
 
@@ -36,17 +36,22 @@ KEPT_FUNCTIONS: Final = 64
 _NOT_GIVEN: Any = object()
 
 
-class WorkerPool(AbstractWorkerPool):
+class WorkerPool(Promising):
     """A pool of workers: ``map`` and its relatives, ``submit``, and Julia's ``take`` and ``put``.
 
     ``WorkerPool([2, 3])`` uses processes that exist; ``WorkerPool(processes=4)`` starts four local workers of its own
     (``processes=None``: one for each core that this process may use), replaces those that die and removes them at the
     end of the ``with`` block. ``initializer(*initargs)`` runs on each of its own workers before any task; ``preload``
     names modules that they share. What they print is shown as ``output`` says (see ``addprocs``; by default as if it
-    were printed here), what they log is handled here if ``logging`` says so. With ``max_tasks_per_child=n`` a worker is
-    replaced by a fresh one when it has run ``n`` tasks, however they were sent there (what ``remotecall`` runs on a
-    taken worker does not count, a task that was cancelled on its way does). The next one is made ready while it runs
-    the last ones, so there may be two processes for each place then.
+    were printed here), what they log is handled here if ``logging`` says so; ``env`` has environment variables for
+    them, beside those of this process. With ``max_tasks_per_child=n`` a worker is replaced by a fresh one when it has
+    run ``n`` tasks, however they were sent there (what ``remotecall`` runs on a taken worker does not count, a task
+    that was cancelled on its way does). The next one is made ready while it runs the last ones, so there may be two
+    processes for each place then.
+
+    With ``wait=False`` the constructor returns at once: workers start meanwhile, tasks wait for them, and what the
+    constructor would raise each task raises. With ``replace=False`` the first worker that dies takes the others with
+    it, and every task that is not done fails with its ProcessExitedException.
 
     Raises ValueError for a pid that never was a process and for numbers below 1, TypeError for what is no number,
     ProcessExitedException for a pid that is gone, LaunchWorkerError when workers cannot be started, and what the
@@ -67,14 +72,17 @@ class WorkerPool(AbstractWorkerPool):
         preload: Sequence[str] = (),
         output: How = "raw",
         logging: bool | int | str = False,
+        env: Mapping[str, str] | None = None,
         max_tasks_per_child: int | None = None,
+        replace: bool = True,
+        wait: bool = True,
     ) -> None:
         self._owned: OwnedWorkers | None = None
         if processes is not _NOT_GIVEN:
             if pids is not None:
                 raise TypeError("WorkerPool() takes pids, or processes=, but not both")
             self._set_up(Member(DRIVER, process_reader()))
-            options = {"output": checked_mode(output), "logging": logging}
+            options = {"output": checked_mode(output), "logging": logging, "env": dict(env or {})}
             self._owned = OwnedWorkers(
                 self._member,
                 self._dispatch,
@@ -83,16 +91,20 @@ class WorkerPool(AbstractWorkerPool):
                 tuple(initargs),
                 tuple(preload),
                 max_tasks_per_child,
+                replace,
                 options,
             )
             self._dispatch.is_replenished = True
-            self._owned.start()
+            if wait:
+                self._owned.start()
+            else:
+                self._owned.start_aside()
             # A pool that nobody has any more ends its workers: jobs under way and futures that wait keep it.
             weakref.finalize(self, self._member.reader.run_soon, self._owned.abandon).atexit = False
             return
-        is_setting_up = initializer is not None or preload or max_tasks_per_child is not None
-        if is_setting_up or output != "raw" or logging is not False:
-            names = "initializer=, preload=, output=, logging= and max_tasks_per_child="
+        is_setting_up = initializer is not None or preload or env or max_tasks_per_child is not None
+        if is_setting_up or not (replace and wait) or output != "raw" or logging is not False:
+            names = "initializer=, preload=, output=, logging=, env=, max_tasks_per_child=, replace= and wait="
             raise TypeError(f"{names} are for workers of the pool's own: give processes= as well")
         self._set_up(default_member())
         for pid in pids or ():
@@ -129,7 +141,7 @@ class WorkerPool(AbstractWorkerPool):
         was_ours = self._dispatch.remove_worker(pid) or pid in self._left
         self._left.discard(pid)
         if self._owned is not None:
-            self._owned.departed(pid, was_ours)
+            self._owned.departed(pid, was_ours, error)
         elif was_ours and not self._dispatch.workers():
             self._dispatch.give_up(error)
 
@@ -245,7 +257,18 @@ class WorkerPool(AbstractWorkerPool):
         self._check_open()
         if buffer_size is not None and buffer_size < 1:
             raise ValueError(f"buffersize={buffer_size}: at least one task must be read ahead")
-        job = StreamJob(
+        return self._dispatch.stream(self._stream_job(f, iterables, is_ordered, buffer_size, options))
+
+    def _stream_job(
+        self,
+        f: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        is_ordered: bool,
+        buffer_size: int | None,
+        options: dict[str, Any],
+        star: bool = False,
+    ) -> StreamJob:
+        return StreamJob(
             f,
             _checked_input(iterables),
             is_ordered=is_ordered,
@@ -253,24 +276,18 @@ class WorkerPool(AbstractWorkerPool):
             workers=len(self._dispatch.workers()) if self._owned is None else self._owned.wanted,
             keeps=self,
             schedule=self._dispatch.schedule,
+            star=star,
             **self._function(f),
             **map_options(**options),
         )
-        return self._dispatch.stream(job)
 
     def submit(self, f: Callable[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]:
         """Run ``f(*args, **kwargs)`` on the first worker that is free; return its future at once.
 
         Arguments are pickled now. Raises TypeError, naming the part, when they cannot be.
         """
-        self._check_open()
-        job = self._call_job(f)
-        future: TaskFuture[T] = TaskFuture(self._member, self._stop)
-        job.waiting.append((dump_arguments(args, kwargs), future))
-        if not job.is_listed or self._dispatch.broken is not None:  # it was just given up in favour of others
-            self._dispatch.start(job)
-        self._dispatch.pump(job)
-        self._member.reader.expect()
+        future: TaskFuture[T] = TaskFuture(self._member, self.stop_call)
+        self._send(future, f, args, kwargs)
         return future
 
     def _call_job(self, f: Callable[..., Any]) -> CallJob:
@@ -294,13 +311,9 @@ class WorkerPool(AbstractWorkerPool):
     def _new_call_job(self, f: Callable[..., Any], function: Parcel | None, is_passing: bool) -> CallJob:
         job = CallJob(f, self._dispatch.pump, function=function)
         job.is_passing = is_passing
+        if function is not None and not is_passing:  # kept for later calls: what it is bound to shall not be
+            job.f = None
         return job
-
-    def _stop(self, future: TaskFuture[Any]) -> None:
-        """Its future was cancelled. If the task is just being packed, whoever sends it stops it then."""
-        shipment = self._dispatch.find(future)
-        if shipment is not None:
-            self._dispatch.stop(shipment, next(i for i, item in enumerate(shipment.run.items) if item[1] is future))
 
     # -- calls on this pool go through its queue, so they never wait for each other ----------------------------------
 
@@ -334,13 +347,16 @@ class WorkerPool(AbstractWorkerPool):
             self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
         self._unlisten()
 
-    def terminate(self) -> None:
-        """Take no more work and end the pool's own workers at once, whatever they do."""
-        if self._is_closed or self._os_pid != os.getpid():
+    def terminate(self, signal: int = 9) -> None:
+        """Take no more work and end the pool's own workers at once, whatever they do; also while ``close`` waits.
+
+        They get ``signal``; those that do not end by it within some seconds are killed. Harmless to repeat.
+        """
+        if self._os_pid != os.getpid():
             return
         self._is_closed = True
         if self._owned is not None:
-            self._owned.end(wait_for_work=False)
+            self._owned.end(wait_for_work=False, signal=signal)
             self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
         self._unlisten()
 

@@ -1,0 +1,177 @@
+"""What a pool offers to those who build on it: calls whose outcomes go where they say, maps as streams that have begun.
+
+Used by the drop-ins (``distpool.compat``), which have futures and iterators of their own to fill. Nothing here makes a
+thread wait for another: an outcome goes to its promise on the thread that reads it, and who waits for a promise reads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from distpool.dispatch import Dispatch
+from distpool.futures import Promise
+from distpool.jobs import CallJob, StreamJob
+from distpool.light import Any
+from distpool.member import Member
+from distpool.pickling import dump_arguments
+from distpool.pools.abstract import AbstractWorkerPool
+from distpool.transport import Deadline, Waiter
+
+
+class ResultStream:
+    """The results of a map that has begun: it goes on whether or not anybody takes them. Made by ``pool.stream``.
+
+    One thread at a time takes results.
+    """
+
+    def __init__(self, dispatch: Dispatch, member: Member, job: StreamJob) -> None:
+        self._dispatch = dispatch
+        self._member = member
+        self._job = job
+        dispatch.start(job)
+        dispatch.pump(job)
+        member.reader.expect()
+
+    def outcomes(self, timeout: float | None = None) -> Iterator[Any]:
+        """Iterate over what becomes of the tasks, in order: values, and an ``Outcome`` for each that is not plain.
+
+        Whoever asks such an outcome (``value()``) has it opened: it returns or raises. The iterator goes on after
+        failures. Raises TimeoutError when the next one is not there ``timeout`` seconds after this call (the
+        iterator is spent then, the stream is not), and at the end what the input raised.
+        """
+        return self._outcomes(None if timeout is None else Deadline(timeout), timeout)
+
+    def _outcomes(self, deadline: Deadline | None, timeout: float | None) -> Iterator[Any]:
+        job, pump = self._job, self._dispatch.pump
+        while True:
+            job.waiter.done = False  # before looking, so that what comes meanwhile is not overlooked
+            try:
+                taken = [job.take()]  # in a list, for a generator keeps its variables: users may want to free it
+            except IndexError:
+                if job.is_finished:
+                    break
+                if not self._dispatch.await_result(job, deadline):
+                    raise TimeoutError(f"{job.name}: the next result is not there after {timeout} seconds") from None
+                continue
+            if job.is_hungry:
+                pump(job)
+            yield taken.pop()
+        if job.input_error is not None:
+            raise job.input_error
+
+    @property
+    def is_finished(self) -> bool:
+        """True when all tasks are done, whether or not their results were taken."""
+        return self._job.is_done
+
+    def stop(self, error: BaseException) -> None:
+        """Read no more input; what has been sent to workers is done, and after that ``outcomes`` raises ``error``."""
+        self._job.stop_reading(error)
+        self._job.demand()
+
+    def close(self, interrupt: bool = False) -> None:
+        """Drop the results and whatever has not begun; with ``interrupt`` also stop what runs. Harmless to repeat."""
+        self._dispatch.drop(self._job, interrupt)
+
+    def forsake(self) -> None:
+        """Do all tasks, but keep no more results. Takes no lock: finalisers may call it, in any thread."""
+        job, member = self._job, self._member
+        member.reader.run_soon(lambda: member.threads.run(lambda: self._dispatch.forsake(job)))
+
+
+class Promising(AbstractWorkerPool):
+    """The part of ``WorkerPool`` that others build on."""
+
+    _member: Member
+    _dispatch: Dispatch
+
+    def submit_into(self, promise: Promise, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+        """Run ``f(*args, **kwargs)`` on the first worker that is free; its outcome goes to ``promise``.
+
+        As ``submit``, for those who have futures of their own: nothing lies between the message from the worker and
+        ``promise.resolve``. Plain values (builtins, standard library, arrays) come opened; all others as ``Outcome``
+        objects, which run the code of strangers when they are asked, so ``resolve`` must not ask.
+
+        Arguments are pickled now. Raises TypeError, naming the part, when they cannot be.
+        """
+        self._send(promise, f, args, kwargs)
+
+    def _send(self, promise: Promise, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._check_open()
+        job = self._call_job(f)
+        job.waiting.append((dump_arguments(args, kwargs), promise))
+        if not job.is_listed or self._dispatch.broken is not None:  # it was just given up in favour of others
+            self._dispatch.start(job)
+        self._dispatch.pump(job)
+        self._member.reader.expect()
+
+    def wait_for(self, waiter: Waiter, timeout: float | None = None) -> bool:
+        """Wait until somebody calls ``waiter.complete()``, at most ``timeout`` seconds; return whether somebody did.
+
+        The thread that waits reads for everybody meanwhile, so it is not woken by another one when ``complete`` is
+        called from a promise's ``resolve``. A waiter serves one wait of one thread.
+        """
+        return self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout))
+
+    def attend(self) -> None:
+        """Somebody waits for an outcome, and not in ``wait_for``: let it be read without delay. Does not block."""
+        self._member.reader.nudge()
+
+    def run_aside(self, job: Callable[[], object]) -> None:
+        """Run ``job()`` in a thread kept for such jobs, at once; what ``resolve`` must not do itself."""
+        self._member.threads.run(job)
+
+    def stop_call(self, promise: Promise) -> None:
+        """Interrupt a call that runs; its worker is killed and replaced when that does not end it within a second.
+
+        Of no effect on a call that has not been sent to a worker: for these, ``promise.leave`` returns False.
+        """
+        shipment = self._dispatch.find(promise)
+        if shipment is not None:
+            self._dispatch.stop(shipment, next(i for i, item in enumerate(shipment.run.items) if item[1] is promise))
+
+    def sweep(self) -> None:
+        """Take back calls that workers have and have not begun, and forget those whose promises are ``cancelled()``."""
+        self._dispatch.sweep()
+
+    def stream(
+        self,
+        f: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        star: bool = False,
+        buffersize: int | None = None,
+        **options: Any,
+    ) -> ResultStream:
+        """Begin ``map(f, *iterables)`` now; the results are taken from what is returned, in input order.
+
+        At most ``buffersize`` tasks are read ahead of who takes results (None: all, as fast as workers want them). The
+        input is read in this thread, in those that take results, and in call threads. With ``star`` each item is a
+        tuple of arguments. Options as for ``map``.
+        """
+        self._check_open()
+        job = self._stream_job(f, iterables, True, sys.maxsize if buffersize is None else buffersize, options, star)
+        return ResultStream(self._dispatch, self._member, job)
+
+    @property
+    def broken(self) -> BaseException | None:
+        """Why the pool will never have a worker again: every task fails with this. None as long as it may have."""
+        return self._dispatch.broken
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+    def _call_job(self, f: Callable[..., Any]) -> CallJob:
+        raise NotImplementedError
+
+    def _stream_job(
+        self,
+        f: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        is_ordered: bool,
+        buffer_size: int | None,
+        options: dict[str, Any],
+        star: bool = False,
+    ) -> StreamJob:
+        raise NotImplementedError
