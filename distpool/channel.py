@@ -1,29 +1,19 @@
 """A bounded, closable queue inside one process: what a `Future` or `RemoteChannel` keeps its items in.
 
-Used by the store (asynchronous form) and by anybody (blocking form). Any thread may enter. A channel owns its items and
-the requests that wait at it, under one lock; whoever waited is answered after the lock is released, by the thread that
-made the answer possible::
-
-     put ──▶ putters ──▶ items ──▶ takers ──▶ take         putters  wait for room      (first come, first served)
-                           │                               takers   wait for an item   (first come, first served)
-                           └─────▶ watchers ──▶ fetch, wait    all woken by the next item
-
-Either something is here and nobody waits for it, or somebody waits and nothing is here. So there are never takers or
-watchers beside items or putters.
-
-The asynchronous form (`Channel.request`, `Channel.withdraw`, `Channel.put_back`) holds no thread while it waits. The
-blocking form is the same with a lock to sleep on.
+Used by the store and by anybody. Any thread may enter. What this room adds to the desk behind a channel (`desk`) is the
+blocking form, the same requests with a lock to sleep on; the end; copies and text.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 
+from distpool.desk import NOTHING, Desk, Replies, Ticket, deliver
 from distpool.errors import ChannelClosedError
-from distpool.light import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from distpool.light import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,30 +21,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 D = TypeVar("D")
 
-_NOTHING: Final[Any] = object()
 
-
-class Ticket:
-    """A request at a channel; what `Channel.withdraw` wants to see.
-
-    >>> ticket = Channel(1).request("take", None, print)
-    >>> ticket.op
-    'take'
-    """
-
-    __slots__ = ("answer", "op", "parked", "value")
-
-    def __init__(self, op: str, value: Any, answer: Callable[[bool, Any], object]) -> None:
-        self.op = op
-        self.value = value
-        self.answer = answer
-        self.parked = False  # it had to wait; stays True when the waiting is over
-
-
-Replies = list[tuple[Ticket, bool, Any]]  # whom to answer, and what, once the lock is released
-
-
-class Channel(Generic[T]):
+class Channel(Desk[T]):
     """A first-in first-out queue between threads, with a limit and an end.
 
     It stays in its process. Pickled, it arrives elsewhere as an independent copy with the same items; to share one
@@ -83,19 +51,7 @@ class Channel(Generic[T]):
     def __init__(self, size: int | float = 0) -> None:
         if not size >= 0 or (size != math.inf and size != int(size)):  # "not >=" catches NaN too
             raise ValueError(f"the size of a channel is 0, a positive whole number or math.inf, not {size!r}")
-        self._set_up(size, (), is_open=True, failure=None)
-
-    def _set_up(self, size: int | float, items: Iterable[T], is_open: bool, failure: BaseException | None) -> None:
-        self.size = size
-        self._lock = threading.Lock()  # protects everything below; no user code and no answer() under it
-        self._items: deque[T] = deque(items)
-        # Ordered dictionaries serve as queues from whose middle one can leave in constant time.
-        self._putters: OrderedDict[Ticket, None] = OrderedDict()
-        self._takers: OrderedDict[Ticket, None] = OrderedDict()
-        self._watchers: OrderedDict[Ticket, None] = OrderedDict()
-        self._is_open = is_open
-        self._failure = failure  # what close() was given
-        self._failure_traceback = failure.__traceback__ if failure is not None else None
+        super().__init__(size, (), is_open=True, failure=None)
 
     # -- the blocking form
 
@@ -110,13 +66,13 @@ class Channel(Generic[T]):
 
     def take(self, timeout: float | None = None) -> T:
         """Removes and returns the first item; waits while there is none. First come, first served. Julia: ``take!``."""
-        value = self.try_take(_NOTHING)
-        return self._wait_for("take", None, timeout) if value is _NOTHING else value
+        value = self.try_take(NOTHING)
+        return self._wait_for("take", None, timeout) if value is NOTHING else value
 
     def fetch(self, timeout: float | None = None) -> T:
         """Returns the first item and leaves it; waits while there is none. RuntimeError at size 0: none can be left."""
-        value = self.try_fetch(_NOTHING)
-        return self._wait_for("fetch", None, timeout) if value is _NOTHING else value
+        value = self.try_fetch(NOTHING)
+        return self._wait_for("fetch", None, timeout) if value is NOTHING else value
 
     def wait(self, timeout: float | None = None) -> Self:
         """Waits until an item is there (at size 0: somebody who puts one), and returns the channel."""
@@ -125,7 +81,7 @@ class Channel(Generic[T]):
         return self
 
     def _wait_for(self, op: str, value: Any, timeout: float | None) -> Any:
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and timeout <= 0 and op != "take_many":  # the others have looked
             raise TimeoutError(f"{op} would have to wait at {self!r}")
         waiter = _Waiter()
         ticket = Ticket(op, value, waiter.answer)
@@ -135,8 +91,9 @@ class Channel(Generic[T]):
         except BaseException:  # KeyboardInterrupt, or what else a signal handler raises
             # If it cannot be withdrawn and was parked, its answer is under way in another thread.
             answered = not self.withdraw(ticket) and waiter.wait(None if ticket.parked else 0)
-            if answered and op == "take" and waiter.ok:
-                self.put_back(waiter.value)
+            if answered and waiter.ok and op in ("take", "take_many"):
+                for item in reversed(waiter.value if op == "take_many" else [waiter.value]):
+                    self.put_back(item)
             raise
         if not answered:
             if self.withdraw(ticket):
@@ -146,6 +103,22 @@ class Channel(Generic[T]):
             raise waiter.value
         return waiter.value
 
+    def put_many(self, items: Iterable[T]) -> Self:
+        """Adds several items, one after the other; waits while the channel is full. Returns the channel.
+
+        Items of others may come between. If the channel is closed meanwhile, those that were in by then stay in.
+
+        >>> Channel(10).put_many("abc").take_many(10)
+        ['a', 'b', 'c']
+        """
+        self._wait_for("put_many", deque(items), None)
+        return self
+
+    def take_many(self, n: int, timeout: float | None = None) -> list[T]:
+        """Waits for an item, then removes and returns those that are there, the first ``n`` at most."""
+        check_number(n)
+        return self._wait_for("take_many", n, timeout)  # type: ignore[no-any-return]
+
     # -- without waiting
 
     def try_put(self, value: T) -> bool:
@@ -153,29 +126,45 @@ class Channel(Generic[T]):
         with self._lock:
             if not self._is_open:
                 raise self._closed_error()
-            if not self._takers and len(self._items) >= self.size:
-                return False
-            replies, _ = self._place(value)
-        _deliver(replies)
-        return True
+            replies = self._arrivals() if self._inboxes else []
+            if self._putters:
+                replies += self._admit()  # they come first
+            placed = False
+            if not self._putters and (self._takers or self._has_room()):
+                more, placed = self._place(value)
+                replies += more
+            is_due = self._shelf is not None and self._is_stocking_due()
+        if replies:
+            deliver(replies)
+        if is_due:
+            self.stock()
+        return placed
 
     def try_take(self, default: D = None) -> T | D:  # type: ignore[assignment]
         """Removes and returns the first item, or returns ``default`` if there is none yet."""
         with self._lock:
-            if not self._has_item():
-                return self._nothing_yet(default)
-            value, replies = self._pop()
-        _deliver(replies)
-        return value
+            replies = self._arrivals() if self._inboxes else []
+            value, more = self._pop()
+            if value is NOTHING:
+                value = self._nothing_yet(default)
+        if replies or more:
+            deliver(replies + more)
+        return value  # type: ignore[no-any-return]
 
     def try_fetch(self, default: D = None) -> T | D:  # type: ignore[assignment]
         """Returns the first item, or ``default`` if there is none yet."""
         with self._lock:
             if self.size == 0:
                 raise self._unbuffered_error()
-            return self._first() if self._has_item() else self._nothing_yet(default)
+            replies = self._arrivals()
+            value = self._first()
+            if value is NOTHING:
+                value = self._nothing_yet(default)
+        deliver(replies)
+        return value  # type: ignore[no-any-return]
 
     def _nothing_yet(self, default: D) -> D:
+        """Under the lock. A closed channel has no arrivals whose replies an error could cost."""
         if not self._is_open:
             raise self._closed_error()
         return default
@@ -183,7 +172,10 @@ class Channel(Generic[T]):
     def isready(self) -> bool:
         """True if an item is there (at size 0: somebody waits in `put`). The next moment it may be somebody else's."""
         with self._lock:
-            return self._has_item()
+            replies = self._arrivals()
+            is_ready = self._has_item()
+        deliver(replies)
+        return is_ready
 
     def isempty(self) -> bool:
         """The opposite of `isready`; it removes nothing."""
@@ -194,7 +186,11 @@ class Channel(Generic[T]):
         return self._is_open
 
     def __len__(self) -> int:
-        return len(self._items)
+        with self._lock:
+            replies = self._arrivals()
+            count = self._count()
+        deliver(replies)
+        return count
 
     def __iter__(self) -> Iterator[T]:
         """Takes items until the channel is closed and empty. What else `close` was given is raised at the end."""
@@ -217,14 +213,18 @@ class Channel(Generic[T]):
         with self._lock:
             if not self._is_open:
                 return
+            for inbox in self._inboxes:
+                inbox.shut()
+            # What others have put before is in, and who has found room by what others took.
+            replies: Replies = self._arrivals()
+            replies += self._admit()
             self._is_open = False
             if exc is not None:
                 self._failure, self._failure_traceback = exc, exc.__traceback__
-            replies: Replies = []
             for queue in (self._takers, self._watchers, self._putters):
                 replies += [(ticket, False, self._closed_error()) for ticket in queue]
                 queue.clear()
-        _deliver(replies)
+        deliver(replies)
 
     def bind(self, task: Any) -> Self:
         """Closes the channel when ``task`` ends, with its error if it failed. Returns the channel.
@@ -270,144 +270,21 @@ class Channel(Generic[T]):
             error = cancelled
         self.close(error)
 
-    # -- the asynchronous form
-
-    def request(self, op: str, value: Any, answer: Callable[[bool, Any], object]) -> Ticket | None:
-        """Starts ``"put"``, ``"take"``, ``"fetch"`` or ``"wait"`` and returns at once; holds no thread.
-
-        Args:
-            op: as the method of that name.
-            value: the item to put; None otherwise.
-            answer: called exactly once, with ``(True, value)`` or ``(False, exception)``: here and now, or later by the
-                thread that put, took or closed. "fetch" and "wait" answer with the first item, "put" with None. It
-                runs under no lock and may use the channel; it must not raise. A taker is answered before its putter
-                is: so what an answer copies or writes out is not yet changed again by who put it (J#29932).
-
-        Returns: None if it is answered already, else a ticket for `withdraw`.
-        """
-        if op not in self._STARTS:
-            raise ValueError(f"a channel knows {', '.join(self._STARTS)}, not {op!r}")
-        ticket = Ticket(op, value, answer)
-        return ticket if self._enter(ticket) else None
-
-    def withdraw(self, ticket: Ticket) -> bool:
-        """True: it was still waiting and will never be answered. False: it has its answer, or is about to get it."""
-        with self._lock:
-            return self._queue(ticket.op).pop(ticket, _NOTHING) is None
-
-    def put_back(self, value: T) -> None:
-        """Puts an item that was taken, but could not be delivered, in front of all others, whatever the size.
-
-        Works on a closed channel too. Several items go back in the reverse order of their taking.
-        """
-        with self._lock:
-            replies, handed_over = self._hand_over(value)
-            if not handed_over:
-                self._items.appendleft(value)
-        _deliver(replies)
-
-    def _enter(self, ticket: Ticket) -> bool:
-        """Starts a request; True if it has to wait."""
-        with self._lock:
-            replies = self._STARTS[ticket.op](self, ticket)
-            parked = ticket.parked
-        _deliver(replies)
-        return parked
-
-    # -- under the lock, all below
-
-    def _start_put(self, ticket: Ticket) -> Replies:
-        if not self._is_open:
-            return [(ticket, False, self._closed_error())]
-        replies, placed = self._place(ticket.value)
-        if placed:
-            return [*replies, (ticket, True, None)]
-        return replies + self._park(ticket)
-
-    def _start_take(self, ticket: Ticket) -> Replies:
-        if not self._has_item():
-            return self._park(ticket)
-        value, replies = self._pop()
-        return [(ticket, True, value), *replies]
-
-    def _start_look(self, ticket: Ticket) -> Replies:
-        if ticket.op == "fetch" and self.size == 0:
-            return [(ticket, False, self._unbuffered_error())]
-        return [(ticket, True, self._first())] if self._has_item() else self._park(ticket)
-
-    _STARTS: Final = {"put": _start_put, "take": _start_take, "fetch": _start_look, "wait": _start_look}
-
-    def _park(self, ticket: Ticket) -> Replies:
-        if not self._is_open:
-            return [(ticket, False, self._closed_error())]
-        ticket.parked = True
-        self._queue(ticket.op)[ticket] = None
-        return []
-
-    def _queue(self, op: str) -> OrderedDict[Ticket, None]:
-        return self._putters if op == "put" else self._takers if op == "take" else self._watchers
-
-    def _has_item(self) -> bool:
-        return bool(self._items or self._putters)
-
-    def _first(self) -> T:
-        first: T = self._items[0] if self._items else next(iter(self._putters)).value
-        return first
-
-    def _place(self, value: T) -> tuple[Replies, bool]:
-        """Finds a place for a new item: who waits for it, else the buffer. False if there is none."""
-        replies, handed_over = self._hand_over(value)
-        if handed_over:
-            return replies, True
-        if len(self._items) < self.size:
-            self._items.append(value)
-            return replies, True
-        return replies, False
-
-    def _hand_over(self, value: T) -> tuple[Replies, bool]:
-        """Shows an item to all watchers and gives it to the first taker; False if there is no taker."""
-        replies: Replies = []
-        if self._watchers:
-            replies += [(watcher, True, value) for watcher in self._watchers]
-            self._watchers.clear()
-        if not self._takers:
-            return replies, False
-        taker, _ = self._takers.popitem(last=False)
-        replies.append((taker, True, value))
-        return replies, True
-
-    def _pop(self) -> tuple[T, Replies]:
-        """Removes the first item, and lets the first putter in where that makes room."""
-        if not self._items:  # size 0: straight out of the putter's hands
-            putter, _ = self._putters.popitem(last=False)
-            return putter.value, [(putter, True, None)]
-        value = self._items.popleft()
-        if not self._putters or len(self._items) >= self.size:
-            return value, []
-        putter, _ = self._putters.popitem(last=False)
-        self._items.append(putter.value)
-        return value, [(putter, True, None)]
-
-    def _closed_error(self) -> BaseException:
-        if self._failure is None:
-            return ChannelClosedError(f"the channel is closed: {self!r}")
-        # One object for all who get it; each raise would lengthen its traceback, so it starts from the first again.
-        return self._failure.with_traceback(self._failure_traceback)
-
-    def _unbuffered_error(self) -> RuntimeError:
-        return RuntimeError("fetch needs a channel that holds items; one of size 0 only hands them over: use take")
-
     # -- copies and text
 
     def __getstate__(self) -> tuple[int | float, list[T], bool, BaseException | None]:
         with self._lock:
-            return self.size, list(self._items), self._is_open, self._failure
+            replies = self._arrivals()
+            self._recall()
+            state = self.size, list(self._items), self._is_open, self._failure
+        deliver(replies)
+        return state
 
     def __setstate__(self, state: tuple[int | float, list[T], bool, BaseException | None]) -> None:
-        self._set_up(*state)
+        super().__init__(*state)
 
     def __repr__(self) -> str:
-        count, state = len(self._items), "open" if self._is_open else "closed"
+        count, state = self._count(), "open" if self._is_open else "closed"
         return f"<Channel size={self.size}, {count} item{'' if count == 1 else 's'}, {state}>"
 
 
@@ -431,14 +308,10 @@ class _Waiter:
     def wait(self, timeout: float | None) -> bool:
         if self.ok is not None:
             return True
-        return self._answered.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        return self._answered.acquire(timeout=-1 if timeout is None else max(0, min(timeout, threading.TIMEOUT_MAX)))
 
 
-def _deliver(replies: Replies) -> None:
-    """Answers, in order. Never under a lock."""
-    for index, (ticket, ok, value) in enumerate(replies):
-        try:
-            ticket.answer(ok, value)
-        except BaseException:  # an interrupt, in this thread by chance: it must not cost the others their answers
-            _deliver(replies[index + 1 :])
-            raise
+def check_number(n: int) -> None:
+    """``n`` of ``take_many``."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"take_many() takes at least one item, and a whole number of them, not {n!r}")

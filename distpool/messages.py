@@ -31,6 +31,9 @@ NEIGHBOUR      --                                    nothing: the descriptor is 
 RELAY          bytes from ``whence`` to ``ref``      nothing: process 1 passes it on; ``request`` more may be sent
 ADDED          [(ref id, pid, how many)]             nothing: those processes hold references now; ``ref`` is the owner
 DROPPED        [(ref id, how many)]                  nothing: process ``whence`` gives references back to owner ``ref``
+SHELF          --                                    nothing: the descriptor is where to take the first items of a
+                                                     channel (``shelving``)
+TAKEN          an item that comes back, if any       nothing: its sender has taken one of those items
 LOG            fields of a log record                nothing: process 1 handles it
 =============  ====================================  ==========================================================
 """
@@ -82,7 +85,9 @@ ADDED: Final = 22
 DROPPED: Final = 23
 LOG: Final = 24
 RELAY: Final = 25
-LAST_KIND: Final = RELAY
+SHELF: Final = 26
+TAKEN: Final = 27
+LAST_KIND: Final = TAKEN
 
 # Flags of a frame.
 FLAG_GLOBALS: Final = 1  # the payload begins with names to assign in the receiver's __main__ (pickling)
@@ -106,4 +111,6 @@ OPERATIONS: Final = (
     "isopen",
     "isempty",
     "close",
+    "put_many",
+    "take_many",
 )

@@ -188,9 +188,9 @@ class Peer:
         with self._globals_lock:
             self.sent_globals.forget(names)
 
-    def send_descriptor(self, kind: int, ref: int, descriptor: int) -> bool:
+    def send_descriptor(self, kind: int, ref: int, descriptor: int, whence: int = 0) -> bool:
         """Send a descriptor along; it is closed here in any case."""
-        return self._write(encode(kind, 0, 0, 0, ref, descriptors=1), [descriptor])
+        return self._write(encode(kind, 0, 0, whence, ref, descriptors=1), [descriptor])
 
     def _send_wrapped(
         self,

@@ -8,23 +8,26 @@ home. The calling thread waits and reads meanwhile; at the owner a waiting opera
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from distpool import messages as m
-from distpool.channel import Channel
+from distpool.channel import Channel, check_number
 from distpool.claims import Claim
+from distpool.desk import NOTHING
 from distpool.errors import ChannelClosedError, RemoteException
-from distpool.light import Any, Final, Generic, TypeVar
+from distpool.light import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from distpool.member import Member, default_member, opening_member
 from distpool.messages import NULL_ID, RRID
 from distpool.pickling import Parcel, dump, dump_arguments, in_message, note_ref
 from distpool.transport import Deadline, Waiter
 
+if TYPE_CHECKING:
+    from distpool.shelf import Reach
+
 T = TypeVar("T")
 D = TypeVar("D")
 
 _fetch_lock = threading.Lock()  # protects the lists of fetchers of all Futures; held for an instant
-_NOTHING: Any = object()  # "no value yet", which None is not
 
 
 class _LocalAnswer(Waiter):
@@ -46,20 +49,16 @@ class _LocalAnswer(Waiter):
 class RemoteRef:
     """What ``Future`` and ``RemoteChannel`` share: the three numbers, equality, travelling."""
 
-    __slots__ = ("__weakref__", "_claim", "_member", "id", "whence", "where")
+    __slots__ = ("__weakref__", "_claim", "_member", "id", "rrid", "whence", "where")
 
     def __init__(self, member: Member, where: int, rrid: RRID, is_new: bool = True) -> None:
         self._member = member
         self.where = where
+        self.rrid = rrid  # the reference's id: (whence, id)
         self.whence, self.id = rrid
         books = member.books
         self._claim: Claim | None = books.made(where, rrid) if is_new else books.claims.known(where, rrid)
         member.handles[rrid] = self
-
-    @property
-    def rrid(self) -> RRID:
-        """The reference's id: (whence, id)."""
-        return RRID(self.whence, self.id)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RemoteRef):
@@ -164,11 +163,11 @@ class Future(RemoteRef, Generic[T]):
     def __init__(self, pid: int | None = None) -> None:
         member = default_member()
         super().__init__(member, member.pid if pid is None else pid, member.next_rrid())
-        self._value: Any = _NOTHING
+        self._value: Any = NOTHING
         self._fetchers: list[Waiter] | None = None  # threads that wait for the one that fetches
 
     @classmethod
-    def of(cls, member: Member, where: int, rrid: RRID, value: Any = _NOTHING, is_new: bool = True) -> Future[Any]:
+    def of(cls, member: Member, where: int, rrid: RRID, value: Any = NOTHING, is_new: bool = True) -> Future[Any]:
         """Make the handle of a reference that exists."""
         future = cls.__new__(cls)
         RemoteRef.__init__(future, member, where, rrid, is_new)
@@ -178,7 +177,7 @@ class Future(RemoteRef, Generic[T]):
 
     def adopt(self, value: Any) -> None:
         """Take over a value that came along with another copy of this reference."""
-        if self._value is _NOTHING:
+        if self._value is NOTHING:
             self._value = value
             self._claim = None  # given back with what was dropped
 
@@ -187,7 +186,7 @@ class Future(RemoteRef, Generic[T]):
 
         Raises RuntimeError when it has a value already (a RemoteException that is one too, when only the owner knew).
         """
-        if self._value is not _NOTHING:
+        if self._value is not NOTHING:
             raise RuntimeError(f"{self!r} has a value already, and is written once")
         self._ask("set", (value, 0))
         self._value = value
@@ -201,7 +200,7 @@ class Future(RemoteRef, Generic[T]):
         (each time), ProcessExitedException when the owner is gone, TimeoutError when time is up; the Future stays good.
         """
         deadline = Deadline(timeout)
-        while self._value is _NOTHING:
+        while self._value is NOTHING:
             other = self._other_fetcher()
             if other is None:
                 self._bring_home(deadline.remaining())
@@ -243,34 +242,34 @@ class Future(RemoteRef, Generic[T]):
 
     def release(self) -> None:
         """Give the reference up now, and the value with it if it is here; see ``RemoteRef.release``."""
-        self._value = _NOTHING
+        self._value = NOTHING
         super().release()
 
     def wait(self, timeout: float | None = None) -> Future[T]:
         """Wait for the value without moving it; raises as ``fetch`` does. Returns the Future."""
-        if self._value is _NOTHING:
+        if self._value is NOTHING:
             self._ask("wait", (), timeout)
         return self
 
     def isready(self) -> bool:
         """True when the value is there, or the call has failed. Asks the owner unless the value is here."""
-        return self._value is not _NOTHING or bool(self._ask("isready"))
+        return self._value is not NOTHING or bool(self._ask("isready"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         claim = self._claim  # before looking for the value: without a claim it is there
-        if self._value is not _NOTHING:  # it goes along, so nobody has to keep it for the receiver
+        if self._value is not NOTHING:  # it goes along, so nobody has to keep it for the receiver
             self._check_travels()
             return future_from, (self.where, *self.rrid, self._value)
         self._go_along(claim)
         return future_from, (self.where, *self.rrid)
 
 
-def future_from(where: int, whence: int, number: int, value: Any = _NOTHING) -> Future[Any]:
+def future_from(where: int, whence: int, number: int, value: Any = NOTHING) -> Future[Any]:
     """Return this process's handle of a Future that came in a message."""
     member, rrid = opening_member(), RRID(whence, number)
     known = member.handles.get(rrid)
     if isinstance(known, Future):
-        if value is not _NOTHING:
+        if value is not NOTHING:
             known.adopt(value)
         return known
     return Future.of(member, where, rrid, value, is_new=False)
@@ -289,12 +288,13 @@ class RemoteChannel(RemoteRef, Generic[T]):
     (1, 2, 2, False)
     """
 
-    __slots__ = ()
+    __slots__ = ("_reach",)
 
     def __init__(self, factory: Callable[[], Any] | None = None, pid: int | None = None) -> None:
         member = default_member()
         where = member.pid if pid is None else pid
         super().__init__(member, where, member.next_rrid())
+        self._reach: Reach | None = None  # where to take the first items without asking (``shelving``)
         if factory is None:
             return
         if where == member.pid:
@@ -308,17 +308,44 @@ class RemoteChannel(RemoteRef, Generic[T]):
     def of(cls, member: Member, where: int, rrid: RRID) -> RemoteChannel[Any]:
         """Make the handle of a reference that came in a message."""
         channel = cls.__new__(cls)
+        channel._reach = None  # before anybody can find it
         RemoteRef.__init__(channel, member, where, rrid, is_new=False)
         return channel
 
     def put(self, *args: Any, timeout: float | None = None) -> RemoteChannel[T]:
         """Put an item, waiting while the channel is full. Returns the channel, so that puts can be chained."""
-        self._ask("put", args, timeout)
+        channel = self._own_channel()
+        if channel is None or len(args) != 1 or not channel.try_put(args[0]):
+            self._ask("put", args, timeout)
+        return self
+
+    def put_many(self, items: Iterable[T]) -> RemoteChannel[T]:
+        """Put several items, one after the other, in one message; waits while the channel is full. Returns the channel.
+
+        Items of others may come between. If the channel is closed meanwhile, those that were in by then stay in.
+
+        >>> RemoteChannel(lambda: Channel(10)).put_many(range(3)).take_many(10)
+        [0, 1, 2]
+        """
+        self._ask("put_many", (list(items),))
         return self
 
     def take(self, *args: Any, timeout: float | None = None) -> T:
-        """Remove and return the first item, waiting for one. Takers are served in the order in which they came."""
-        return self._ask("take", args, timeout)  # type: ignore[no-any-return]
+        """Remove and return the first item, waiting for one. Takers are served in the order in which they came.
+
+        A process that takes many items one after the other is given access to the next ones, so that most takes cost a
+        few microseconds and no round trip. Nothing else changes by that: an item counts as in the channel until the
+        very take that returns it, everybody else can take it until then, and what a process does not take stays. Only
+        the moment of copying is earlier: an object that the owner put and goes on changing comes as it was some time
+        between put and take.
+        """
+        item = self._quick_item(args)
+        return self._ask("take", args, timeout) if item is NOTHING else item  # type: ignore[no-any-return]
+
+    def take_many(self, n: int, timeout: float | None = None) -> list[T]:
+        """Wait for an item; remove and return, in one message, those that are there then, the first ``n`` at most."""
+        check_number(n)
+        return self._ask("take_many", (n,), timeout)  # type: ignore[no-any-return]
 
     def fetch(self, *args: Any, timeout: float | None = None) -> T:
         """Return the first item and leave it there, waiting for one."""
@@ -331,11 +358,15 @@ class RemoteChannel(RemoteRef, Generic[T]):
 
     def try_put(self, *args: Any) -> bool:
         """Put an item if there is room at this moment; False otherwise."""
-        return self._at_once("put", args, _NOTHING) is not _NOTHING
+        channel = self._own_channel()
+        if channel is not None and len(args) == 1:
+            return channel.try_put(args[0])
+        return self._at_once("put", args, NOTHING) is not NOTHING
 
     def try_take(self, default: D = None) -> T | D:  # type: ignore[assignment]
         """Remove and return the first item, or return ``default`` if there is none at this moment."""
-        return self._at_once("take", (), default)  # type: ignore[no-any-return]
+        item = self._quick_item(())
+        return self._at_once("take", (), default) if item is NOTHING else item  # type: ignore[no-any-return]
 
     def try_fetch(self, default: D = None) -> T | D:  # type: ignore[assignment]
         """Return the first item and leave it there, or return ``default`` if there is none at this moment."""
@@ -348,6 +379,39 @@ class RemoteChannel(RemoteRef, Generic[T]):
             if isinstance(error, RemoteException):  # an item, or what the channel was closed with
                 raise
             return default
+
+    def _own_channel(self) -> Channel[Any] | None:
+        """The channel itself, if this process keeps it and it needs no more than its own methods."""
+        if self.where != self._member.pid:
+            return None
+        if self._claim is None:
+            raise self._released()
+        return self._member.store.fast_channel(self.rrid)
+
+    def _quick_item(self, args: tuple[Any, ...]) -> Any:
+        """Take the first item where that needs no message; NOTHING where it needs one, or there is none."""
+        reach = self._reach
+        if reach is None:
+            channel = None if args else self._own_channel()
+            item = NOTHING if channel is None else channel.try_take(NOTHING)
+            if isinstance(item, RemoteException):  # raised, and not returned, whoever takes it
+                raise item
+            return item
+        if args:
+            return NOTHING
+        item = reach.take()
+        if item is NOTHING and reach.is_over:
+            self._reach = None
+        return item
+
+    def take_from(self, reach: Reach | None) -> None:
+        """See ``shelving.Taker``."""
+        self._reach = reach if self._claim is not None else None
+
+    def release(self) -> None:
+        """Give the reference up now; see ``RemoteRef.release``."""
+        self._reach = None
+        super().release()
 
     def bind(self, pid: int) -> RemoteChannel[T]:
         """Close the channel when process ``pid`` ends: who waits then gets ProcessExitedException. Returns the channel.

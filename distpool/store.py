@@ -19,7 +19,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 
-from distpool.channel import Channel, Ticket
+from distpool.channel import Channel
+from distpool.desk import Ticket
 from distpool.errors import CapturedException, ProcessExitedException, RemoteException, remote_exception
 from distpool.light import Any, Final
 from distpool.messages import RRID
@@ -68,9 +69,11 @@ class _Request:
         """What the channel calls: passes the answer on, and puts an item that cannot be delivered back."""
         store = self.store
         is_gone = store._strike(self)
-        if not ok or self.op == "put":
+        if not ok or self.op in ("put", "put_many"):
             store._tell(self.answer, ok, value)
             return
+        if self.op == "take_many" and isinstance(value[0], RemoteException):
+            value = value[0]  # it comes alone
         is_error = isinstance(value, RemoteException)  # such a value is always raised at the receiver, never returned
         shown = None if self.op == "wait" and not is_error else value
         delivered: object = False
@@ -86,6 +89,9 @@ class _Request:
     def _end(self, value: Any, delivered: bool) -> None:
         if self.op == "take" and not delivered:
             self.store._return(self.entry.channel, value)
+        if self.op == "take_many" and not delivered:
+            for item in reversed(value) if isinstance(value, list) else (value,):
+                self.store._return(self.entry.channel, item)
         if self.op == "fetch_release" and delivered and not isinstance(value, RemoteException):
             self.store.del_client(self.rrid, self.client, self.count)
 
@@ -199,8 +205,14 @@ class Store:
         Not an unbuffered one: its putter goes on when the item is pickled for the taker (J#29932), which that thread
         leaves to another.
         """
+        return rrid not in self._entries or self.fast_channel(rrid) is not None
+
+    def fast_channel(self, rrid: RRID) -> Channel[Any] | None:
+        """The channel of an id, if it is one of ours that holds items; None for any other, and if there is none yet."""
         entry = self._entries.get(rrid)
-        return entry is None or (type(entry.channel) is Channel and entry.channel.size > 0)
+        if entry is None or type(entry.channel) is not Channel or not entry.channel.size > 0:
+            return None
+        return entry.channel
 
     # -- who holds what
 
@@ -294,10 +306,10 @@ class Store:
 
         Args:
             rrid: the id. Its entry is made if need be.
-            op: "put", "take", "fetch", "wait", "isready", "isopen", "isempty", "close", as the method of that name
-                ("put" and "wait" are answered with None). For Futures: "set", a put that succeeds once and removes the
-                putter from the clients, and "fetch_release", a fetch that removes the fetcher; both take, as last
-                argument, how many references it gives back (1).
+            op: "put", "take", "fetch", "wait", "put_many", "take_many", "isready", "isopen", "isempty", "close", as the
+                method of that name (puts and "wait" are answered with None). For Futures: "set", a put that succeeds
+                once and removes the putter from the clients, and "fetch_release", a fetch that removes the fetcher;
+                both take, as last argument, how many references it gives back (1).
             args: what the method of that name takes. A user's own backing store gets them as they are.
             client: the process that asks.
             request_id: its number for this request, for `withdraw`.
@@ -325,7 +337,7 @@ class Store:
         elif op == "fetch_release":
             request.count = args[0] if args else 1
             self._wait_at_channel(request)
-        elif op in ("put", "take", "fetch", "wait"):
+        elif op in ("put", "take", "fetch", "wait", "put_many", "take_many"):
             self._wait_at_channel(request, *args)
         else:
             self._tell(answer, *_outcome(getattr(entry.channel, op), args))
@@ -415,7 +427,7 @@ class Store:
 
 # The operations, and how many arguments each takes at a channel.
 _OPS: Final = {
-    "put": (1,),
+    **dict.fromkeys(("put", "put_many", "take_many"), (1,)),
     "set": (1, 2),
     **dict.fromkeys(("take", "fetch", "wait", "isready", "isopen", "isempty"), (0,)),
     "fetch_release": (0, 1),

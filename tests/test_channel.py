@@ -16,7 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from distpool.channel import Channel, Ticket
+from distpool.channel import Channel
+from distpool.desk import Ticket
 from distpool.errors import ChannelClosedError
 
 

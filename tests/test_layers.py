@@ -20,9 +20,10 @@ COMPAT = ROOT / "compat"
 
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
-    ("light", "errors", "messages", "channel"),
+    ("light", "errors", "messages", "desk", "channel"),
     (
         "cookie",
+        "credentials",
         "wire",
         "handshake",
         "pickling",
@@ -31,17 +32,20 @@ FLOORS = (
         "waiting",
         "polling",
         "transport",
+        "tls",
+        "authority",
         "tcp",
         "door",
         "streams",
         "segments",
         "threads",
         "claims",
+        "shelf",
         "cores",
         "output",
     ),
     ("peer", "store", "forkserver", "managers"),
-    ("cluster", "callbacks", "bookkeeping", "introductions", "relays", "serving", "member"),
+    ("cluster", "callbacks", "bookkeeping", "introductions", "relays", "shelving", "serving", "member"),
     (
         "refs",
         "calls",
@@ -56,6 +60,7 @@ FLOORS = (
         "connections",
         "listening",
         "hosting",
+        "dialling",
     ),
     (
         "futures",
@@ -77,7 +82,7 @@ ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for r
 # The one room with several files, likewise in order; its __init__ comes last.
 MANAGERS = (
     *("startup", "interface", "interpreter", "local", "machines", "commandline", "reports", "logins", "ssh", "verbs"),
-    *("slurm", "mpi", "ray", "dask", "__init__"),
+    *("launcher", "launches", "dialback", "slurm", "mpi", "ray", "dask", "__init__"),
 )
 
 
