@@ -162,3 +162,16 @@ def test_what_is_no_reducer_is_refused(bad: tuple[object, object]) -> None:
     """At the call."""
     with pytest.raises(TypeError, match="register_reducer"):
         register_reducer(*bad)  # type: ignore[arg-type]
+
+
+def test_tasks_that_wait_with_the_same_descriptor_share_one_duplicate(pool: WorkerPool, pipe: tuple[int, int]) -> None:
+    """Thousands of them would else need more than a process may have."""
+    end = Descriptor(pipe[1])
+    before = len(os.listdir("/proc/self/fd"))
+    futures = [pool.submit(write, end, b"x") for _ in range(500)]
+    assert len(os.listdir("/proc/self/fd")) < before + 100
+    end.close()  # what is under way does not need it
+    assert [future.result(60) for future in futures] == [1] * 500
+    assert len(os.read(pipe[0], 1000)) == 500
+    with pytest.raises(TypeError, match="closed"):
+        pool.submit(write, end, b"x")

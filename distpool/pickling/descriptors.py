@@ -7,12 +7,14 @@ more to another worker, or kept; only the connection, which alone can pass it on
     Descriptor --pickle--> Attachment (a buffer of one byte) --peer--> SCM_RIGHTS
                                                                        Received --pickle--> Descriptor
 
-Each of the three owns a duplicate of its own, closed with it.
+Each of the three owns a duplicate of its own, closed with it; all attachments of one Descriptor share theirs, so that
+thousands of tasks that wait with the same one cost one.
 """
 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 
 from distpool.light import TYPE_CHECKING, Any, pickle
@@ -41,10 +43,11 @@ class Descriptor:
     b'hello'
     """
 
-    __slots__ = ("__weakref__", "_fd")
+    __slots__ = ("__weakref__", "_attached", "_fd")
 
     def __init__(self, fd: int) -> None:
         self._fd = -1  # for __del__, should the next line raise
+        self._attached: weakref.ref[Descriptor] | None = None  # the duplicate for messages, while any of them has it
         self._fd = os.dup(fd)
 
     @classmethod
@@ -52,6 +55,7 @@ class Descriptor:
         """Make one of a descriptor that is open for it alone; nothing is duplicated."""
         made = cls.__new__(cls)
         made._fd = fd
+        made._attached = None
         return made
 
     def fileno(self) -> int:
@@ -83,7 +87,15 @@ class Descriptor:
 
         if not in_message():
             raise TypeError(f"{self!r} has a meaning only for processes of this machine, in messages of distpool's")
-        return receive, (pickle.PickleBuffer(Attachment(self.fileno())),)
+        return receive, (pickle.PickleBuffer(Attachment(self._for_messages())),)
+
+    def _for_messages(self) -> Descriptor:
+        """Return one that stays open whatever becomes of this one. Two threads may make two: no harm."""
+        shared = self._attached() if self._attached is not None else None
+        if shared is None or self._fd < 0:
+            shared = Descriptor(self.fileno())
+            self._attached = weakref.ref(shared)
+        return shared
 
 
 class Attachment(bytearray):
@@ -91,9 +103,9 @@ class Attachment(bytearray):
 
     __slots__ = ("_end",)
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, end: Descriptor) -> None:
         super().__init__(1)
-        self._end = Descriptor(fd)
+        self._end = end
 
     def duplicate(self) -> int:
         """Return a descriptor for one message."""
