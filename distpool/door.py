@@ -7,8 +7,10 @@ then, if the host asks for it, he says in one short line what he has come for, a
     listener --accept--> Stranger --handshake within 5 s--> [introduction] --> admit(stream, name, introduction)
                                   --garbage, silence, a wrong secret--> closed; nobody else is harmed
 
-All of it happens on the thread that reads: a handler takes what has arrived and never waits for a stranger. Owns: the
-listener, the connections that are not admitted yet.
+All of it happens on the thread that reads: a handler takes what has arrived and never waits for a stranger. Those who
+only stand there keep nobody out, and what is turned away is told, but not ten thousand times. Owns: the listener, the
+connections that are not admitted yet. What the two say to each other after the handshake is defined here for both
+sides: the guest's introduction, the host's answer.
 """
 
 from __future__ import annotations
@@ -16,32 +18,47 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-from collections.abc import Callable
-from typing import Final
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
 
 from distpool.errors import HandshakeError
 from distpool.handshake import Handshake
 from distpool.tcp import new_handshake, tune
-from distpool.transport import Reader, Timer
+from distpool.transport import Deadline, Reader, Timer
 
 # How long one connection may take to prove itself. Two round trips and no work: a slow link needs a second.
 STRANGER_SECONDS: Final = 5.0
-# How many connections may be unproved at a time; more are closed at once, so that strangers cannot use up descriptors.
+# How many connections may be unproved at a time, so that strangers cannot use up descriptors.
 MAX_STRANGERS: Final = 16
+# How long one may stand there while others wait for his place. Arbitrary: longer than honest ones take.
+CROWDED_SECONDS: Final = 1.0
+# In how many seconds how many complaints are made one by one; the others are counted. Arbitrary: enough to see what
+# goes on, and too little to fill a pipe that nobody reads.
+COMPLAINT_SECONDS: Final = 10.0
+COMPLAINTS: Final = 5
 # How long the door stays shut when this process has no descriptor left. Arbitrary.
 FULL_SECONDS: Final = 1.0
-# An introduction has its length in front.
+# An introduction has its length in front, and so has the answer to it.
 LENGTH_BYTES: Final = 2
+ANSWER_LENGTH_BYTES: Final = 4
+# The longest answer that makes sense: an environment and a path, each tens of kilobytes at most.
+MAX_ANSWER_BYTES: Final = 1 << 22
 
 # What becomes of one who was admitted: his connection (not blocking), where he comes from, and his introduction.
-Admit = Callable[[socket.socket, str, bytes], None]
+Admit = Callable[[Any, str, bytes], None]
+# Makes an encrypted connection of a plain one (``tls``).
+Encrypt = Callable[[socket.socket], Any]
 
 
 class Door:
     """The listener and those who stand before it. A handler of the reader.
 
     ``longest_introduction`` is how many bytes a guest may say of himself once he is proved, 0 when he is not asked;
-    ``most`` how many may stand before the door at a time. What is nobody's result goes to ``complain``.
+    ``most`` how many may stand before the door at a time, and ``when_full`` what becomes of more: with "push" the next
+    one takes the place of whoever has stood there longest, with "wait" the kernel keeps him until there is room, for
+    hosts that many honest guests come to at once; there nobody may stand longer than a second then. With ``encrypt``
+    all goes through what it makes of a connection. What is nobody's result goes to ``complain``.
     """
 
     def __init__(
@@ -52,15 +69,21 @@ class Door:
         *,
         longest_introduction: int = 0,
         most: int = MAX_STRANGERS,
+        when_full: Literal["push", "wait"] = "push",
         complain: Callable[[str], None] | None = None,
+        encrypt: Encrypt | None = None,
     ) -> None:
         self.reader: Final = reader
         self.admit: Final = admit
         self.longest_introduction: Final = longest_introduction
-        self.complain: Final = complain or complain_as_worker
-        self.strangers: set[Stranger] = set()
+        self.strangers: dict[Stranger, None] = {}  # in the order in which they came
+        self._complain = complain or complain_as_worker
+        self._encrypt = encrypt
+        self._turned_away = 0  # in the last COMPLAINT_SECONDS
         self._listener = listener
         self._most = most
+        self._when_full = when_full
+        self._is_watched = True
         self._is_closed = False
         listener.setblocking(False)
         reader.register(self)
@@ -81,16 +104,53 @@ class Door:
         except OSError as error:  # gone already, or no descriptor left for him
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 # He stays in the queue, so the listener would be readable again at once and for ever.
-                self.reader.unregister(self)
-                self.reader.call_later(FULL_SECONDS, self._open_again)
+                self._look_away()
+                self.reader.call_later(FULL_SECONDS, self._look_again)
             return
         if len(self.strangers) >= self._most:
-            stream.close()
-            return
-        self.strangers.add(Stranger(self, stream, f"{address[0]}, port {address[1]}"))
+            next(iter(self.strangers)).make_room()
+        connection = stream if self._encrypt is None else self._encrypt(stream)
+        self.strangers[Stranger(self, connection, f"{address[0]}, port {address[1]}")] = None
+        if self._when_full == "wait" and len(self.strangers) >= self._most:
+            self._look_away()
+            self.reader.call_later(CROWDED_SECONDS, self._is_crowded)
 
-    def _open_again(self) -> None:
-        if not self._is_closed:
+    def _is_crowded(self) -> None:
+        """Have whoever has stood here too long make room for those who wait."""
+        if not self._is_watched and not self._is_closed:
+            for stranger in list(self.strangers):
+                if stranger.age < CROWDED_SECONDS:
+                    break
+                stranger.make_room()
+            if not self._is_watched:
+                self.reader.call_later(CROWDED_SECONDS, self._is_crowded)
+
+    def turn_away(self, name: str, reason: str) -> None:
+        """Say why somebody was not admitted, unless that has been said too often."""
+        self._turned_away += 1
+        if self._turned_away == 1:
+            self.reader.call_later(COMPLAINT_SECONDS, self._sum_up)
+        if self._turned_away <= COMPLAINTS:
+            self._complain(f"a connection from {name} was not admitted: {reason}")
+
+    def _sum_up(self) -> None:
+        unsaid, self._turned_away = self._turned_away - COMPLAINTS, 0
+        if unsaid > 0 and not self._is_closed:
+            self._complain(f"{unsaid} more connections were not admitted within {COMPLAINT_SECONDS:g} s")
+
+    def forget(self, stranger: Stranger) -> None:
+        """One does not stand here any more."""
+        self.strangers.pop(stranger, None)
+        if self._when_full == "wait":
+            self._look_again()
+
+    def _look_away(self) -> None:
+        self._is_watched = False
+        self.reader.unregister(self)
+
+    def _look_again(self) -> None:
+        if not self._is_watched and not self._is_closed:
+            self._is_watched = True
             self.reader.register(self)
 
     def close(self) -> None:
@@ -98,7 +158,8 @@ class Door:
         if self._is_closed:
             return
         self._is_closed = True
-        self.reader.unregister(self)
+        if self._is_watched:
+            self.reader.unregister(self)
         self._listener.close()
         for stranger in list(self.strangers):
             stranger.leave()
@@ -107,8 +168,9 @@ class Door:
 class Stranger:
     """A connection on its way in: the handshake, then perhaps an introduction. A handler of the reader."""
 
-    def __init__(self, door: Door, stream: socket.socket, name: str) -> None:
+    def __init__(self, door: Door, stream: Any, name: str) -> None:
         self._door = door
+        self._since = time.monotonic()
         self._stream = stream
         self._name = name
         self._handshake: Handshake = new_handshake("acceptor")
@@ -117,23 +179,25 @@ class Stranger:
         self._timer: Timer = door.reader.call_later(STRANGER_SECONDS, self._too_slow)
         door.reader.register(self)
 
+    @property
+    def age(self) -> float:
+        """How many seconds he has stood here."""
+        return time.monotonic() - self._since
+
     def fileno(self) -> int:
         """The connection's descriptor."""
-        return self._stream.fileno()
+        number: int = self._stream.fileno()
+        return number
 
     def on_writable(self) -> None:
-        """Never asked for: what the handshake sends fits into the empty buffer of a new connection."""
+        """Never asked for: what handshakes send fits into the empty buffer of a new connection."""
 
     def on_readable(self) -> None:
         """Take what has come, but nothing that follows."""
-        stage = self._introduction if self._handshake.is_complete else self._handshake
         try:
-            data = self._stream.recv(stage.wanted)
-            if not data:
-                raise stage.connection_lost()
-            stage.receive(data)
-            if answer := self._handshake.data_to_send():
-                self._stream.sendall(answer)
+            # An encrypted connection may have received more than was asked for, which no poll would tell of again.
+            while not (self._handshake.is_complete and self._introduction.is_complete):
+                self._take()
         except BlockingIOError:
             return
         except HandshakeError as error:
@@ -141,16 +205,29 @@ class Stranger:
         except OSError as error:
             self._turn_away(f"the connection broke: {error}")
         else:
-            if self._handshake.is_complete and self._introduction.is_complete:
-                self._forget()
-                self._door.admit(tune(self._stream), self._name, self._introduction.text)
+            self._forget()
+            tune(self._stream)
+            self._door.admit(self._stream, self._name, self._introduction.text)
+
+    def _take(self) -> None:
+        stage = self._introduction if self._handshake.is_complete else self._handshake
+        data = self._stream.recv(stage.wanted)
+        if not data:
+            raise stage.connection_lost()
+        stage.receive(data)
+        if answer := self._handshake.data_to_send():
+            self._stream.sendall(answer)
+
+    def make_room(self) -> None:
+        """Leave for somebody who has just come."""
+        self._turn_away("others came, and it had stood at the door too long")
 
     def _too_slow(self) -> None:
         self._turn_away(f"no handshake within {STRANGER_SECONDS:g} s")
 
     def _turn_away(self, reason: str) -> None:
         self.leave()
-        self._door.complain(f"a connection from {self._name} was not admitted: {reason}")
+        self._door.turn_away(self._name, reason)
 
     def leave(self) -> None:
         """Close it."""
@@ -160,7 +237,7 @@ class Stranger:
     def _forget(self) -> None:
         self._timer.cancel()
         self._door.reader.unregister(self)
-        self._door.strangers.discard(self)
+        self._door.forget(self)
 
 
 class Introduction:
@@ -210,6 +287,43 @@ class Introduction:
     def connection_lost(self) -> HandshakeError:
         """Return what to raise when the stream ends before."""
         return HandshakeError("the connection ended before it was said what it is for")
+
+
+def send_answer(stream: socket.socket, answer: Mapping[str, Any], deadline: Deadline) -> None:
+    """Answer an introduction. OSError when the guest has gone, or does not read within the deadline."""
+    import json  # only where workers dial back
+
+    text = json.dumps(answer).encode("ascii")
+    stream.settimeout(deadline.remaining())
+    stream.sendall(len(text).to_bytes(ANSWER_LENGTH_BYTES, "big") + text)
+
+
+def receive_answer(stream: socket.socket, deadline: Deadline) -> dict[str, Any]:
+    """Return the answer to an introduction. Raises HandshakeError when none comes, or none that makes sense."""
+    import json  # as above
+
+    length = int.from_bytes(_receive_exactly(stream, ANSWER_LENGTH_BYTES, deadline), "big")
+    if length > MAX_ANSWER_BYTES:
+        raise HandshakeError(f"an answer of {length} bytes; at most {MAX_ANSWER_BYTES} make sense")
+    answer = json.loads(_receive_exactly(stream, length, deadline))
+    if not isinstance(answer, dict):
+        raise HandshakeError("an answer that is none")
+    return answer
+
+
+def _receive_exactly(stream: socket.socket, count: int, deadline: Deadline) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        left = deadline.remaining()
+        stream.settimeout(left if left is None else max(left, 0.001))  # zero would mean "do not block"
+        try:
+            piece = stream.recv(count - len(data))
+        except TimeoutError:
+            raise HandshakeError("no answer came in time") from None
+        if not piece:
+            raise HandshakeError("the other side closed the connection instead of answering")
+        data += piece
+    return bytes(data)
 
 
 def complain_as_worker(text: str) -> None:

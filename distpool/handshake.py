@@ -204,4 +204,6 @@ def _difference(ours: bytes, theirs: bytes) -> str:
 def _stranger(beginning: bytes) -> str:
     if beginning[: len(MAGIC) - 1] == MAGIC[:-1]:
         return f"handshake version {beginning[-1]} in the other process, {MAGIC[-1]} here; all need the same distpool"
+    if beginning[:2] == b"\x16\x03":  # what TLS begins with
+        return "the other process speaks TLS and this one does not: tls=True must be set for both sides"
     return f"the other process is none of distpool's: it began with {beginning!r}"

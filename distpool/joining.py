@@ -48,6 +48,7 @@ class _Launched:
     ) -> None:
         self.joining: list[_Joining] = []  # those that addprocs waits for
         self._output = checked_mode(params.get("output", "prefix"))
+        self._tls = bool(params.get("tls"))
         self._welcome = _log_request(member, params.get("logging", False))
         self._member = member
         self._manager = manager
@@ -59,6 +60,8 @@ class _Launched:
 
     def append(self, config: WorkerConfig) -> None:
         config.deadline = Deadline(self._limit)
+        if config.tls is None:
+            config.tls = self._tls
         if config.output is None:  # a manager without ways of its own
             config.output = Output(self._output)
         joining = _Joining(self._member, self._manager, config, self._welcome)
@@ -131,6 +134,7 @@ class _Joining:
         """Have the manager connect it; what goes wrong is the worker's set-up error. Runs on a call thread."""
         try:
             self._connection = self._manager.connect(self.pid, self._config)
+            _check_encryption(self._connection, self._config)
             self._begin(_proved(self.pid, self._connection, self._config))
         except Exception as error:
             self._problem = error
@@ -142,7 +146,10 @@ class _Joining:
                 stream.close()
                 return
             self._peer = self._member.connect(self.pid, stream, self._config)
-        welcome = {**self._welcome, "pid": self.pid, "members": self._member.cluster.procs()}
+        if not self._manager.shares_files:
+            self._member.note_elsewhere(self.pid)
+        members = self._member.cluster.procs()
+        welcome = {**self._welcome, "pid": self.pid, "members": members, "is_spread": self._member.is_spread}
         self._member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
         for parcel in self._member.first_calls:
             self._first_calls.append(OpenCall(self._member, self._peer, parcel))
@@ -215,6 +222,16 @@ class _Joining:
         help_to_end(self._manager, self.pid, self._config)
 
 
+def _check_encryption(connection: Any, config: WorkerConfig) -> None:
+    """Nobody who asks for encryption must get none unawares: raises LaunchWorkerError."""
+    is_encrypted = hasattr(connection, "is_ready") or hasattr(connection, "cipher")  # ours, or one of ``ssl``
+    if config.tls and connection is not config.stream and not is_encrypted:
+        raise LaunchWorkerError(
+            "tls=True, but this worker is reached by a transport of its manager's own, which distpool does not "
+            "encrypt; a manager whose transport is safe says so: WorkerConfig(tls=False)"
+        )
+
+
 def _proved(pid: int, connection: Any, config: WorkerConfig) -> Any:
     """What a manager's ``connect`` returned, as a socket on which both sides have proved themselves."""
     from distpool.streams import prove  # only for workers that are connected by their manager
@@ -246,6 +263,10 @@ def add_workers(
 ) -> list[int]:
     """``addprocs`` in a given cluster; or one worker instead of one that is gone, if the manager can do that."""
     limit = worker_timeout() if timeout is None else timeout
+    if params.get("tls"):
+        from distpool.authority import authority  # rarely asked for, and slow to import
+
+        authority()  # that something is missing is told before anything is launched
     lifecycle.watch_exits(member)
     lifecycle.starting(member, manager, params)
     with member.membership_lock:
@@ -318,9 +339,7 @@ def connect_workers(member: Member, newcomers: Sequence[_Joining]) -> None:
 
 def tell_members(member: Member) -> None:
     """Tell every worker who belongs to the cluster now."""
-    news = dump(member.cluster.procs())
-    for peer in member.cluster.peers():
-        peer.send_parcel(m.MEMBERS, news)
+    member.tell_members()
 
 
 def _stillborn(pid: int, error: BaseException) -> str:

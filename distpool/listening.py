@@ -16,18 +16,16 @@ import os
 import socket
 import sys
 import threading
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from distpool.cookie import cluster_cookie
-from distpool.door import Door, complain_as_worker
+from distpool.credentials import MAX_LINE_BYTES, learn_secrets, own_credentials
+from distpool.door import Door, Encrypt, complain_as_worker
 from distpool.forkserver.newborn import hold_lifeline
 from distpool.managers.interface import worker_timeout
 from distpool.tcp import LOOPBACK, address_line, advertised_address, listen, parse_bind_to
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.worker import Worker, fresh_main
-
-# A cookie has at most 255 characters; who sends more has mistaken us for something else.
-MAX_COOKIE_BYTES: Final = 256
 
 
 def start_worker(
@@ -45,7 +43,8 @@ def start_worker(
 
     Args:
         out: where the address line goes, as one line ``distpool_worker:PORT#ADDR``, flushed; standard output by
-        default. cookie: the cluster's secret; None reads one line of standard input.
+        default. cookie: the cluster's secret, or what a manager's ``secret_line`` returned; None reads one line of
+        standard input.
         close_stdin: make standard input the null device, so that no task waits for a user who is not there.
         stderr_to_stdout: send standard error where standard output goes, so that a driver gets both, in order.
         bind_to: ``ADDR[:PORT]`` to listen on; without a port, any free one.
@@ -58,11 +57,11 @@ def start_worker(
         raise RuntimeError("start_worker() must be called on the main thread: it serves there, and takes interrupts")
     host, port = parse_bind_to(bind_to)
     deadline = Deadline(worker_timeout())
-    cluster_cookie(read_cookie(deadline) if cookie is None else cookie)
+    cluster_cookie(read_cookie(deadline) if cookie is None else learn_secrets(cookie))
     _arrange_streams(close_stdin, stderr_to_stdout)
     try:
         listener = listen(host, port)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"distpool worker: cannot listen on {bind_to}: {error}")
     print(address_line(*advertised_address(listener)), file=out or sys.stdout, flush=True)
     serve_driver(listener, deadline)
@@ -75,7 +74,7 @@ def serve_driver(listener: socket.socket, deadline: Deadline) -> NoReturn:
     """
     reader = Reader()
     driver = _Driver(reader)
-    Door(listener, reader, driver.admit)
+    Door(listener, reader, driver.admit, encrypt=_encryption())
     stream = driver.wait(deadline)
     if stream is None:
         sys.exit("distpool worker: no driver came in time (DISTPOOL_WORKER_TIMEOUT); this worker ends")
@@ -83,22 +82,32 @@ def serve_driver(listener: socket.socket, deadline: Deadline) -> NoReturn:
     raise AssertionError("a worker serves until it ends its process")
 
 
+def _encryption() -> Encrypt | None:
+    """What this worker's connections go through when it was given certificates."""
+    credentials = own_credentials()
+    if credentials is None:
+        return None
+    from distpool.tls import Encryption  # only then: it brings the libraries of TLS
+
+    return Encryption(credentials, "driver").accepted
+
+
 def start_child(bind_to: str) -> NoReturn:
     """Be a worker that a local manager has started: its first words tell how to look, and its input is our lifeline."""
     import json  # here and below: only for such workers
 
     with os.fdopen(os.dup(0), "rb") as first_words:
-        cookie = first_words.readline().decode("ascii").rstrip("\n")
+        secrets = first_words.readline().decode("ascii").rstrip("\n")
         setup = json.loads(first_words.readline() or b"null")
     if setup is None:
         sys.exit("distpool worker: the driver is gone, or the cookie and the setup did not come on standard input")
     hold_lifeline(os.dup(0))
     fresh_main()
-    _look_like(setup)
-    start_worker(None, cookie, bind_to=bind_to)
+    look_like(setup)
+    start_worker(None, secrets, bind_to=bind_to)
 
 
-def _look_like(setup: dict[str, Any]) -> None:
+def look_like(setup: dict[str, Any]) -> None:
     """Take on the directory, path and arguments of the driver."""
     import importlib
 
@@ -134,9 +143,12 @@ class _Driver:
 
 
 def read_cookie(deadline: Deadline) -> str:
-    """Read one line of standard input and nothing beyond it: with ``close_stdin=False`` the rest is the user's."""
+    """Read one line of standard input and nothing beyond it: with ``close_stdin=False`` the rest is the user's.
+
+    Returns the cookie; certificates that came along are kept for this process's connections.
+    """
     line = bytearray()
-    while not line.endswith(b"\n") and len(line) <= MAX_COOKIE_BYTES:
+    while not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
         byte = os.read(0, 1) if _has_input(deadline) else b""
         if not byte:
             break
@@ -144,9 +156,11 @@ def read_cookie(deadline: Deadline) -> str:
     if not line:
         sys.exit("distpool worker: no cookie came on standard input; give it there as one line, or as --worker=COOKIE")
     try:
-        return line.decode("ascii").rstrip("\r\n")
+        return learn_secrets(line.decode("ascii").rstrip("\r\n"))
     except UnicodeDecodeError:
         sys.exit("distpool worker: the line on standard input is no cookie: it is not ASCII")
+    except ValueError as error:
+        sys.exit(f"distpool worker: the line on standard input is no cookie: {error}")
 
 
 def _has_input(deadline: Deadline) -> bool:

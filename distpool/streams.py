@@ -26,7 +26,7 @@ from struct import Struct
 from distpool.errors import RemoteProtocolError
 from distpool.handshake import Handshake, Role
 from distpool.light import Any, Final, Protocol, TypeAlias, socket
-from distpool.tcp import ProvedSocket, new_handshake, shake_hands
+from distpool.tcp import new_handshake, shake_hands
 from distpool.transport import Deadline
 from distpool.wire import HEADER, IN_SEGMENT, MAX_BUFFERS
 
@@ -83,8 +83,8 @@ def prove(connection: Connection, role: Role, deadline: Deadline) -> socket.sock
     A socket from ``ClusterManager.connect`` has been through that. The deadline holds for sockets; a stream's ``read``
     blocks as long as it does. Raises HandshakeError, TypeError for what is no connection, or what the stream raises.
     """
-    if isinstance(connection, ProvedSocket):
-        return connection
+    if getattr(connection, "is_proved", False):
+        return connection  # type: ignore[return-value]  # a socket, or what stands for one
     if isinstance(connection, socket.socket) and not hasattr(connection, "cipher"):  # TLS: its descriptor is not enough
         try:
             shake_hands(connection, new_handshake(role), deadline)

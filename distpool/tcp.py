@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import socket
 import sys
-from typing import Final
+from typing import Final, Protocol
 
 from distpool.cookie import cluster_cookie
+from distpool.credentials import own_credentials
 from distpool.errors import HandshakeError
 from distpool.handshake import Handshake, Role
 from distpool.transport import Deadline
@@ -24,10 +25,19 @@ _ADDRESS_LINE: Final = re.compile(r"^distpool_worker:(\d{1,5})#(\S+)\s*$")
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 
 
+class Conversation(Protocol):
+    """What a handshake needs of a socket, plain or encrypted."""
+
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def sendall(self, data: bytes, /) -> None: ...
+
+
 class ProvedSocket(socket.socket):
     """A connection on which both sides have proved themselves."""
 
     __slots__ = ()
+    is_proved = True
 
 
 def address_line(host: str, port: int) -> str:
@@ -67,7 +77,15 @@ def parse_bind_to(text: str) -> tuple[str, int]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Listen for connections; port 0 takes any free one. OSError when the address is not this machine's, or taken."""
+    """Listen for connections; port 0 takes any free one. OSError when the address is not this machine's, or taken.
+
+    Raises ValueError for an address that other machines can reach when there is no secret: the cookie is empty.
+    """
+    if not is_loopback(host) and not cluster_cookie():
+        raise ValueError(
+            f"refused to listen on {host} with an empty cookie: whoever reaches this port could run anything here; "
+            f"use a cookie (see cluster_cookie) or listen on {LOOPBACK}"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -78,6 +96,15 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only processes of this machine can reach an address; False for one that is no number.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0"), is_loopback("10.0.0.7")
+    (True, True, False, False)
+    """
+    return host in ("::1", "localhost") or (host.startswith("127.") and host.replace(".", "").isdigit())
 
 
 def advertised_address(listener: socket.socket) -> tuple[str, int]:
@@ -105,6 +132,16 @@ def dial(host: str, port: int, deadline: Deadline) -> socket.socket:
     return tune(socket.create_connection((host, port), timeout=_seconds(deadline)))
 
 
+def secured(stream: socket.socket) -> Conversation:
+    """Return our end of a connection to the driver that we, a worker, have dialled: encrypted if it has told us to."""
+    credentials = own_credentials()
+    if credentials is None:
+        return stream
+    from distpool.tls import Encryption  # only then: it brings the libraries of TLS
+
+    return Encryption(credentials, "driver").dialled(stream)
+
+
 def tune(stream: socket.socket) -> socket.socket:
     """Set what every connection of ours wants: messages leave at once, and a host that has vanished is noticed."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -123,12 +160,12 @@ def new_handshake(role: Role) -> Handshake:
     return Handshake(role, cluster_cookie().encode("ascii"), str(version))
 
 
-def greet(stream: socket.socket, deadline: Deadline) -> None:
+def greet(stream: Conversation, deadline: Deadline) -> None:
     """Shake hands on a connection that we have dialled."""
     shake_hands(stream, new_handshake("initiator"), deadline)
 
 
-def shake_hands(stream: socket.socket, handshake: Handshake, deadline: Deadline) -> None:
+def shake_hands(stream: Conversation, handshake: Handshake, deadline: Deadline) -> None:
     """Go through a handshake on a connected socket, blocking; afterwards the stream stands where the frames begin.
 
     Raises HandshakeError when the other side does not prove itself, is of other versions, goes away or is silent.
@@ -150,7 +187,7 @@ def shake_hands(stream: socket.socket, handshake: Handshake, deadline: Deadline)
         raise handshake.connection_lost() from error
 
 
-def _send(stream: socket.socket, handshake: Handshake, deadline: Deadline) -> None:
+def _send(stream: Conversation, handshake: Handshake, deadline: Deadline) -> None:
     if data := handshake.data_to_send():
         stream.settimeout(_seconds(deadline))
         stream.sendall(data)

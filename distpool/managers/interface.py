@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from distpool.errors import HandshakeError, LaunchWorkerError
 from distpool.light import TYPE_CHECKING, Any, Final, Protocol, socket
@@ -17,6 +17,7 @@ from distpool.transport import Deadline, Reader
 
 if TYPE_CHECKING:
     from distpool.output import Output  # workers load this room and have no use for it
+    from distpool.tls import SecureSocket
 
 # Seconds that a worker has to join, unless DISTPOOL_WORKER_TIMEOUT or timeout= say otherwise. Julia's number.
 WORKER_TIMEOUT: Final = 60.0
@@ -46,7 +47,8 @@ class WorkerConfig:
 
     A manager sets ``stream`` (a connected socket), or ``io`` (the worker's standard output, on which its address line
     comes), or ``host`` and ``port``. Julia's ``WorkerConfig``; ``stream`` is ours, for workers that share a socket
-    pair, and so is ``output``, where what the worker prints goes.
+    pair, and so are ``output``, where what the worker prints goes, and ``tls``: whether the connection has to be
+    encrypted by distpool, as ``addprocs`` was asked unless the manager says otherwise (False: it is by other means).
 
     >>> WorkerConfig(host="127.0.0.1", port=9000)
     WorkerConfig(host='127.0.0.1', port=9000)
@@ -74,6 +76,7 @@ class WorkerConfig:
         "process",
         "sshflags",
         "stream",
+        "tls",
         "tunnel",
         "userdata",
     )
@@ -90,6 +93,7 @@ class WorkerConfig:
     process: WorkerProcess | None
     ospid: int | None
     environ: dict[str, Any] | None
+    tls: bool | None
     tunnel: bool | None
     ident: Any
     connect_idents: list[Any] | None
@@ -126,6 +130,9 @@ class ClusterManager:
 
     # ``manage("interrupt")`` is asked for only when the worker has not confirmed the order to stop in time.
     signals_the_deaf_only = False
+    # Its workers see the files that this process sees. Where they do not, functions of modules that are not installed
+    # travel by value.
+    shares_files = True
 
     def attach(self, reader: Reader, timeout: float | None = None) -> None:
         """Be told, before each launch, who watches descriptors and how many seconds ``addprocs`` gives a worker."""
@@ -172,7 +179,22 @@ class ClusterManager:
 
     def default_addprocs_params(self) -> dict[str, Any]:
         """Return the options that ``addprocs`` takes for this manager, with their defaults: Julia's, and ours."""
-        return {**default_addprocs_params(), "logging": False, "output": "prefix"}
+        return {**default_addprocs_params(), "logging": False, "output": "prefix", "tls": False}
+
+    def secret_line(self, params: Mapping[str, Any]) -> str:
+        """Return what a worker that listens or dials has to be told, as one line without its end: the cluster's cookie.
+
+        With ``tls=True`` in ``params`` it brings a key and certificates along, for one worker or all of a launch. To be
+        written to the worker's standard input, or handed over by any other way that only its user can see.
+        """
+        from distpool.cookie import cluster_cookie  # forked workers need none of this
+        from distpool.credentials import secret_line
+
+        if not params.get("tls"):
+            return cluster_cookie()
+        from distpool.authority import authority
+
+        return secret_line(cluster_cookie(), authority().issue("worker"))
 
 
 def default_addprocs_params(manager: ClusterManager | None = None) -> dict[str, Any]:
@@ -194,7 +216,7 @@ def default_addprocs_params(manager: ClusterManager | None = None) -> dict[str, 
     }
 
 
-def _reach(pid: int, config: WorkerConfig, deadline: Deadline) -> socket.socket:
+def _reach(pid: int, config: WorkerConfig, deadline: Deadline) -> socket.socket | SecureSocket:
     """Find out where a worker listens and connect to it; later lines of its output are shown from then on."""
     # Here, because workers load this room, and those that share a socket pair need nothing of it.
     from distpool.managers.startup import WorkerOutput
@@ -218,7 +240,7 @@ def _reach(pid: int, config: WorkerConfig, deadline: Deadline) -> socket.socket:
     return stream
 
 
-def _dial(host: str, port: int, config: WorkerConfig, deadline: Deadline) -> socket.socket:
+def _dial(host: str, port: int, config: WorkerConfig, deadline: Deadline) -> socket.socket | SecureSocket:
     from distpool.tcp import ProvedSocket, dial, greet  # as above
 
     config.bind_addr, config.connect_at = host, (host, port)
@@ -227,6 +249,13 @@ def _dial(host: str, port: int, config: WorkerConfig, deadline: Deadline) -> soc
     except OSError as error:
         raise LaunchWorkerError(f"cannot connect to the worker at {host}, port {port}: {error}") from error
     try:
+        if config.tls:
+            from distpool.authority import authority
+
+            encrypted = authority().encryption.dialled(stream)
+            greet(encrypted, deadline)
+            encrypted.is_proved = True
+            return encrypted
         greet(stream, deadline)
     except HandshakeError as error:
         stream.close()

@@ -172,7 +172,7 @@ def start_worker_interpreter(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             bufsize=0,
-            cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+            cwd=package_folder(),
             env=dict(environment),
             start_new_session=True,  # so that the terminal's Ctrl-C does not reach it, and it leads a group of its own
         )
@@ -187,17 +187,29 @@ def start_worker_interpreter(
 
 def interpreter_command(program: str | Sequence[str], flags: Sequence[str], directory: str, bind_to: str) -> list[str]:
     """Return the command that starts a worker. A relative path to the program is one from the worker's directory."""
-    name, *more = words(program)
-    if os.sep in name:
-        name = os.path.join(os.path.abspath(directory), name)
-    return [name, *more, *flags, "-m", "distpool", "--worker", "--child", "--bind-to", bind_to]
+    return [*located(words(program), directory), *flags, "-m", "distpool", "--worker", "--child", "--bind-to", bind_to]
 
 
-def first_words(cookie: str, setup: Mapping[str, Any]) -> bytes:
-    """Return what a worker reads from its input: two lines, the cookie and how it shall look, as JSON."""
+def located(program: Sequence[str], directory: str) -> list[str]:
+    """Return a program's command; a relative path to it is one from the worker's directory.
+
+    >>> located(["bin/python", "-q"], "/data"), located(["python"], "/data")
+    (['/data/bin/python', '-q'], ['python'])
+    """
+    name, *more = program
+    return [os.path.join(os.path.abspath(directory), name) if os.sep in name else name, *more]
+
+
+def first_words(secret_line: str, setup: Mapping[str, Any]) -> bytes:
+    """Return what a worker reads from its input: two lines, what it must know and how it shall look, as JSON."""
     import json  # only for such workers
 
-    return f"{cookie}\n{json.dumps(setup)}\n".encode("ascii")
+    return f"{secret_line}\n{json.dumps(setup)}\n".encode("ascii")
+
+
+def package_folder() -> str:
+    """Return the folder that holds the package: where ``-m distpool`` finds it even when it is not installed."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def words(value: str | Sequence[str]) -> list[str]:

@@ -239,7 +239,8 @@ class LocalManager(ClusterManager):
 
     With another program or flags for it (``exename``, ``exeflags``), with ``restrict=False`` (workers listen on an
     address that other machines can reach), and where the platform cannot fork, each worker is a fresh interpreter that
-    listens, on loopback unless told otherwise; the handshake keeps strangers out.
+    listens, on loopback unless told otherwise; the handshake keeps strangers out, and ``tls=True`` encrypts what
+    follows it.
     """
 
     signals_the_deaf_only = True
@@ -299,8 +300,7 @@ class LocalManager(ClusterManager):
         return not (self.restrict and is_ours and ForkServer.available())
 
     def _launch_interpreters(self, params: Mapping[str, Any], launched: Launched, reader: Reader) -> None:
-        from distpool.cookie import cluster_cookie  # here, and tcp: forked workers need neither
-        from distpool.tcp import LOOPBACK, outward_address
+        from distpool.tcp import LOOPBACK, outward_address  # here: forked workers do not need it
 
         program, flags = words(params["exename"]), words(params["exeflags"])
         if not program:
@@ -317,7 +317,7 @@ class LocalManager(ClusterManager):
             "argv": list(sys.argv),
             "preload": list(self._preload),
         }
-        words_to_say = first_words(cluster_cookie(), setup)
+        words_to_say = first_words(self.secret_line(params), setup)
         environment = worker_environment(params)
         for _ in range(self.np):
             popen = start_worker_interpreter(command, environment, words_to_say)
