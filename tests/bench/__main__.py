@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import arrays, calls, channels, deaths, memory, schedule, startup, table, throughput
+from tests.bench import arrays, calls, channels, deaths, memory, schedule, startup, table, tcp, throughput
 from tests.bench.runner import Outcome, Row, Scale, run
 
 ROWS: list[Row] = [
-    row for room in (calls, channels, throughput, schedule, arrays, startup, memory, deaths) for row in room.ROWS
+    row for room in (calls, channels, throughput, schedule, arrays, tcp, startup, memory, deaths) for row in room.ROWS
 ]
 
 

@@ -19,13 +19,13 @@ FLOAT = 8  # bytes
 TRIES = 3
 
 
-def _array(megabytes: int) -> Any:
+def new_array(megabytes: int) -> Any:
     import numpy
 
     return numpy.ones(megabytes * 1_000_000 // FLOAT)
 
 
-def _timed(call: Callable[[Any], Any], made: Callable[[], Any]) -> Measure:
+def timed(call: Callable[[Any], Any], made: Callable[[], Any]) -> Measure:
     """Seconds of a call with an argument made for it: remembering what was sent before gains nothing."""
 
     def once() -> float:
@@ -54,7 +54,7 @@ def _memcpy(made: Callable[[], Any], times: int = 1) -> Iterator[Measure]:
             copied.append(fresh)
         return copied
 
-    yield _timed(copies, made)
+    yield timed(copies, made)
 
 
 @contextmanager
@@ -72,35 +72,35 @@ def _by_hand(deed: str, made: Callable[[], Any]) -> Iterator[Measure]:
                 stream.sendall(argument)
             return numpy.frombuffer(raw.receive_fresh(stream, back))
 
-        yield _timed(call, made)
+        yield timed(call, made)
 
 
 def _one_way(deed: str, megabytes: int, copies: int) -> Sequence[Contender]:
     """Call one worker with an array, for an array, or both."""
     function = {"argument": work.ends, "read": work.total, "result": work.made, "both": work.echo}[deed]
-    make_array = partial(_array, megabytes)
+    make_array = partial(new_array, megabytes)
     make_length = partial(int, megabytes * 1_000_000 // FLOAT)
     made = make_length if deed == "result" else make_array
 
     @contextmanager
     def ours() -> Iterator[Measure]:
         with peers.our_pool(1) as opened:
-            yield _timed(lambda argument: opened.submit(function, argument).result(), made)
+            yield timed(lambda argument: opened.submit(function, argument).result(), made)
 
     @contextmanager
     def pool() -> Iterator[Measure]:
         with peers.mp_pool(1) as opened:
-            yield _timed(lambda argument: opened.apply(function, (argument,)), made)
+            yield timed(lambda argument: opened.apply(function, (argument,)), made)
 
     @contextmanager
     def executor() -> Iterator[Measure]:
         with peers.executor(1) as opened:
-            yield _timed(lambda argument: opened.submit(function, argument).result(), made)
+            yield timed(lambda argument: opened.submit(function, argument).result(), made)
 
     @contextmanager
     def joblib() -> Iterator[Measure]:
         with peers.joblib_starmap(2) as starmap:
-            yield _timed(lambda argument: starmap(function, [(argument,)])[0], made)
+            yield timed(lambda argument: starmap(function, [(argument,)])[0], made)
 
     return [
         Contender("multiprocessing.Pool", pool),
@@ -134,7 +134,7 @@ class _Held:
     """The same array to every worker of one pool, held there while the memory of the workers is looked at."""
 
     def __init__(self, megabytes: int, tasks: Callable[[Any, str, int], Tasks], workers: int, path: str) -> None:
-        self.made = partial(_array, megabytes)
+        self.made = partial(new_array, megabytes)
         self.tasks = tasks  # how the array travels
         self.workers = workers
         self.path = path  # of the meeting, so that every worker gets one array
@@ -207,7 +207,7 @@ def _to_all(
         return [
             contender("multiprocessing.Pool", pool),
             contender("joblib", partial(peers.joblib_starmap, workers, batch_size=1, pre_dispatch="all")),
-            *[Contender(limit, lambda: _memcpy(partial(_array, megabytes))) for limit in limits],
+            *[Contender(limit, lambda: _memcpy(partial(new_array, megabytes))) for limit in limits],
             contender("distpool", ours),
         ]
 

@@ -13,7 +13,7 @@ from tests.bench.runner import Contender, Goal, Measure, Row, Scale
 WINDOW = 100  # requests in flight in the raw limit of single submissions; arbitrary, more changes nothing
 
 
-def _per_call(call: Callable[[], object], count: int) -> Measure:
+def per_call(call: Callable[[], object], count: int) -> Measure:
     """Seconds of one call, the mean of `count`."""
 
     def measure() -> float:
@@ -34,14 +34,14 @@ def _round_trips(scale: Scale) -> Sequence[Contender]:
 
         (pid,) = addprocs(1)
         try:
-            yield _per_call(lambda: remotecall_fetch(work.nothing, pid), count)
+            yield per_call(lambda: remotecall_fetch(work.nothing, pid), count)
         finally:
             rmprocs(pid)
 
     @contextmanager
     def ours_submit() -> Iterator[Measure]:
         with peers.our_pool(1) as pool:
-            yield _per_call(lambda: pool.submit(work.nothing).result(), count)
+            yield per_call(lambda: pool.submit(work.nothing).result(), count)
 
     @contextmanager
     def by_hand() -> Iterator[Measure]:
@@ -51,7 +51,7 @@ def _round_trips(scale: Scale) -> Sequence[Contender]:
                 stream.sendall(raw.REQUEST)
                 raw.read(stream, len(raw.ANSWER))
 
-            yield _per_call(call, count)
+            yield per_call(call, count)
 
     @contextmanager
     def by_hand_pickled() -> Iterator[Measure]:
@@ -61,22 +61,22 @@ def _round_trips(scale: Scale) -> Sequence[Contender]:
                 raw.send_pickled(stream, (work.nothing, ()))
                 raw.receive_pickled(stream)
 
-            yield _per_call(call, count)
+            yield per_call(call, count)
 
     @contextmanager
     def pool() -> Iterator[Measure]:
         with peers.mp_pool(1) as opened:
-            yield _per_call(lambda: opened.apply(work.nothing), count)
+            yield per_call(lambda: opened.apply(work.nothing), count)
 
     @contextmanager
     def executor() -> Iterator[Measure]:
         with peers.executor(1) as opened:
-            yield _per_call(lambda: opened.submit(work.nothing).result(), count)
+            yield per_call(lambda: opened.submit(work.nothing).result(), count)
 
     @contextmanager
     def loky() -> Iterator[Measure]:
         with peers.loky_executor(1) as opened:
-            yield _per_call(lambda: opened.submit(work.nothing).result(), count)
+            yield per_call(lambda: opened.submit(work.nothing).result(), count)
 
     return [
         # Forked peers first: forked from a process that has as little open as possible.

@@ -1,4 +1,4 @@
-"""The limit: the same work by hand, with blocking sends and receives between Python processes on socket pairs.
+"""The limit: the same work by hand, with blocking sends and receives between Python processes.
 
 Nothing here could serve as a pool: no errors, no deaths, no order. It says what the machine and the interpreter cost.
 Imported by the driver and run by the processes it starts (`python -m tests.bench.raw`), so it imports little.
@@ -110,11 +110,11 @@ SERVICES = {"bytes": serve_bytes, "calls": serve_calls, "lists": serve_lists, "a
 
 
 @contextmanager
-def process(service: str) -> Iterator[socket.socket]:
-    """Another Python process that serves; yields our end of the pair."""
+def process(service: str, *, over_tcp: bool = False) -> Iterator[socket.socket]:
+    """Another Python process that serves; yields our end of a socket pair, or of a TCP connection over loopback."""
     import subprocess
 
-    ours, theirs = socket.socketpair()
+    ours, theirs = _tcp_pair() if over_tcp else socket.socketpair()
     with ours, theirs:
         command = [sys.executable, "-m", "tests.bench.raw", service, str(theirs.fileno())]
         with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as child:
@@ -124,6 +124,17 @@ def process(service: str) -> Iterator[socket.socket]:
             finally:
                 ours.close()  # its end of stream: the child leaves by itself
                 child.wait()
+
+
+def _tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    for end in (ours, theirs):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # as ours has it: 100 MB take a sixth less
+            end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+    return ours, theirs
 
 
 @contextmanager

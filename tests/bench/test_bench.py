@@ -57,6 +57,7 @@ def test_quick_run_measures_every_kind_of_row(tmp_path: Path) -> None:
         "mixed-few",
         "array-result",
         "array-to-all-own",
+        "tcp-argument",
         "start-second",
         "idle",
         "death-last",
