@@ -111,18 +111,20 @@ class CapturedException:
     """An exception as it was caught: the object, its formatted traceback, and the processes it has come through.
 
     ``hops`` are process ids, the latest first, the one that ran the failing code last; empty where the exception was
-    raised. Whoever catches a `RemoteException` passes that one's own ``hops`` on.
+    raised. Whoever catches a `RemoteException` passes that one's own ``hops`` on. ``stage`` says when a pool's task
+    failed: "opening" its arguments, before the function was called; "packing" its result, after it; else "".
 
     >>> CapturedException(ValueError("foobar"), hops=[3])
     CapturedException(ValueError('foobar'), hops=(3,))
     """
 
-    __slots__ = ("ex", "hops", "traceback")
+    __slots__ = ("ex", "hops", "stage", "traceback")
 
-    def __init__(self, ex: BaseException, traceback: str = "", hops: Iterable[int] = ()) -> None:
+    def __init__(self, ex: BaseException, traceback: str = "", hops: Iterable[int] = (), stage: str = "") -> None:
         self.ex = ex
         self.traceback = traceback
         self.hops: tuple[int, ...] = tuple(hops)
+        self.stage = stage
 
     def __repr__(self) -> str:
         return f"CapturedException({_safely(repr, self.ex)}, hops={self.hops})"

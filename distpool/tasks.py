@@ -49,10 +49,11 @@ PAGE_NOTES: Final = 3  # words of one runner
 class _Raised:
     """In the place of a result: the task raised this."""
 
-    __slots__ = ("error",)
+    __slots__ = ("error", "stage")
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, stage: str = "") -> None:
         self.error = error
+        self.stage = stage  # "opening": the function was not called
 
 
 class _Callable:
@@ -346,7 +347,7 @@ class Tasks:
                     done(f(*item[0], **item[1]))
             except BaseException as error:  # the user's code: one of the three edges that catch everything
                 envelope.failed = True
-                done(_Raised(error))
+                done(_Raised(error, "opening" if apart and type(item) is Item else ""))
 
     def _loop_plainly(self, envelope: Envelope, f: Any) -> None:
         """The same for what maps of tiny tasks are made of: half of what the general loop costs.
@@ -382,7 +383,7 @@ class Tasks:
         while envelope.items:
             envelope.items.popleft()
             envelope.failed = True
-            envelope.results.append(_Raised(error))
+            envelope.results.append(_Raised(error, "opening"))
 
     # -- sending results -----------------------------------------------------------------------------------------
 
@@ -467,8 +468,8 @@ def _pack_results(results: list[Any], may_have_failed: bool, to: int) -> tuple[P
 
 def _pack_one(result: Any, to: int) -> tuple[bool, Parcel]:
     if type(result) is _Raised:
-        return False, dump_exception(result.error)
+        return False, dump_exception(result.error, result.stage)
     try:
         return True, dump(result, to)
     except BaseException as error:
-        return False, dump_exception(error)
+        return False, dump_exception(error, "packing")

@@ -64,10 +64,10 @@ def _text(exception: BaseException) -> str:
         return f"<str() failed: {error!r}>"
 
 
-def dump_exception(exception: BaseException | CapturedException) -> Parcel:
+def dump_exception(exception: BaseException | CapturedException, stage: str = "") -> Parcel:
     """Pickle a failure so that it surely opens: tried here first, with stand-ins for what cannot travel.
 
-    Open it with `load_exception`. Never raises for anything that the exception contains.
+    ``stage`` is the one of `CapturedException`. Open it with `load_exception`. Never raises for anything that the exception contains.
     """
     captured = exception if isinstance(exception, CapturedException) else capture(exception)
     root = captured.ex
@@ -77,7 +77,7 @@ def dump_exception(exception: BaseException | CapturedException) -> Parcel:
         inner = _with_stand_ins(captured, error)
     # Exceptions bring classes of __main__, never new values for names there: the inner globals travel within.
     flags, body, buffers = wrap(inner, None)
-    head = (_type_name(root), _text(root), captured.traceback, tuple(captured.hops), flags, body)
+    head = (_type_name(root), _text(root), captured.traceback, tuple(captured.hops), stage, flags, body)
     return Parcel(pickle.dumps(head, 5), buffers, None, inner.foreign, inner.refs)
 
 
@@ -144,7 +144,7 @@ def _note(exception: BaseException, note: str) -> None:
 
 def load_exception(body: bytes | memoryview, buffers: Sequence[Any] = ()) -> CapturedException:
     """Open what `dump_exception` made; an exception that cannot be rebuilt here is replaced by a stand-in."""
-    type_name, text, formatted, hops, flags, inner = pickle.loads(body)
+    type_name, text, formatted, hops, stage, flags, inner = pickle.loads(body)
     try:
         exception = unwrap_beside(flags, inner, buffers)
         if not isinstance(exception, BaseException):
@@ -153,4 +153,4 @@ def load_exception(body: bytes | memoryview, buffers: Sequence[Any] = ()) -> Cap
         exception = RemoteStandIn(type_name, text, formatted)
         exception.__cause__ = error
         _note(exception, f"The original exception could not be rebuilt here: {_describe(error)}")
-    return CapturedException(exception, formatted, hops)
+    return CapturedException(exception, formatted, hops, stage)
