@@ -32,7 +32,7 @@ from distpool.light import TYPE_CHECKING, Any, Final, socket
 from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
-from distpool.pickling import Parcel, dump, load, load_exception
+from distpool.pickling import Parcel, dump, load, load_exception, note_spread
 from distpool.segments import Segment
 from distpool.serving import NOTHING, Serving, send_error
 from distpool.shelving import Shelving
@@ -68,6 +68,7 @@ class Member:
         self.cluster = Cluster(pid)
         self.reader = reader
         self.threads = _guest_threads(self) if is_guest else _call_threads.setdefault(reader, CallThreads(_CALL_NAME))
+        self._elsewhere: set[int] = set()  # on process 1: workers on machines that do not share our files
         self.execute: Callable[[Job], None] = execute or self.threads.run
         self.callbacks = Callbacks(self.threads)
         self.watches_exits = False  # "exited" callbacks are told of departures
@@ -161,7 +162,7 @@ class Member:
             return
         self.reader.unregister(peer)
         process = config.process
-        if hasattr(process, "stream_ended"):  # one that is elsewhere: news of its end come another way, and wait for this
+        if hasattr(process, "stream_ended"):  # one elsewhere: news of its end come another way, and wait for this
             process.stream_ended()
         self.reader.call_later(EXIT_REPORT_SECONDS, lambda: self._end_silent(peer, process))
 
@@ -184,17 +185,34 @@ class Member:
 
     def _depart(self, peer: Peer, departure: Departure) -> None:
         if self.cluster.depart(peer, departure):
+            if peer.pid in self._elsewhere:
+                self._elsewhere.discard(peer.pid)
+                note_spread(self, self.is_spread)
             config, manager = self.configs.pop(peer.pid, None), self.managers.pop(peer.pid, None)
             if config is not None and manager is not None:
                 self.threads.run(lambda: _deregister(manager, peer.pid, config))
             if self.pid == DRIVER and not departure.was_asked:
                 self._announce(departure.error(peer.pid))
 
-    def _announce(self, death: BaseException) -> None:
-        """Tell the workers who is left, and the user. Who removes a worker does so itself, once for all it removes."""
+    def note_elsewhere(self, pid: int) -> None:
+        """A worker on a machine that does not share our files is joining. On process 1; the others hear of it later."""
+        self._elsewhere.add(pid)
+        note_spread(self, True)
+
+    def tell_members(self) -> None:
+        """Tell every worker who belongs to the cluster now, and whether all of them have the same files."""
         news = dump(self.cluster.procs())
         for peer in self.cluster.peers():
-            peer.send_parcel(m.MEMBERS, news)
+            peer.send_parcel(m.MEMBERS, news, ref=int(self.is_spread))
+
+    @property
+    def is_spread(self) -> bool:
+        """On process 1: whether some worker is on a machine that does not share our files."""
+        return bool(self._elsewhere)
+
+    def _announce(self, death: BaseException) -> None:
+        """Tell the workers who is left, and the user. Who removes a worker does so itself, once for all it removes."""
+        self.tell_members()
         if self.announces_deaths:
             self._notices.append(f"distpool: {death}")
             self.threads.run(self.print_notices)

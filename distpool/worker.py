@@ -27,7 +27,7 @@ from distpool.light import Any, Final, signal, socket
 from distpool.member import Member, act_as, install_default
 from distpool.messages import DRIVER
 from distpool.peer import Peer
-from distpool.pickling import dump
+from distpool.pickling import dump, note_spread
 from distpool.tasks import Tasks, flush_output
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Frame
@@ -198,6 +198,7 @@ class Worker:
         self._member.pid = self._member.cluster.pid = welcome["pid"]
         self._member.cluster.add(peer)
         self._member.cluster.know(welcome["members"])
+        note_spread(self._member, welcome["is_spread"])
         if "logging" in welcome:
             from distpool import logs  # here: it imports logging, which most workers do without
 
@@ -206,6 +207,7 @@ class Worker:
 
     def _members(self, peer: Peer, frame: Frame) -> None:
         self._member.cluster.know(self._member.open(frame))
+        note_spread(self._member, bool(frame.ref))
 
     def _exit(self, peer: Peer, frame: Frame) -> None:
         """End now; or, when this is a request, only say when nothing runs here any more."""

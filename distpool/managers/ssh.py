@@ -64,6 +64,7 @@ class SSHManager(ClusterManager):
     """
 
     signals_the_deaf_only = True
+    shares_files = False
 
     def __init__(self, machines: Iterable[MachineSpec]) -> None:
         self.machines: Final[dict[str, Count]] = counted(machines)

@@ -23,6 +23,7 @@ from .captured import capture, dump_exception, load_exception
 from .descriptors import Descriptor, Received, duplicates, is_attachment
 from .functions import mentioned_names, shipped_namespace
 from .globals_ import SentGlobals, peel, peel_beside, unwrap, wrap
+from .importable import note_spread
 from .kinds import register_reducer
 from .parcel import (
     Parcel,
@@ -56,6 +57,7 @@ __all__ = [
     "load_exception",
     "mentioned_names",
     "note_ref",
+    "note_spread",
     "peel",
     "peel_beside",
     "register_reducer",

@@ -6,7 +6,8 @@ worst that two threads can do is find the same verdict twice.
 
 A function or class goes by name when its module is one that a fresh interpreter with our ``sys.path`` would find at the
 same place, and the name there leads to this very object. All else goes by value: ``__main__``, lambdas, things made
-inside functions, modules that were put together by hand or loaded from a file that is not on the path.
+inside functions, modules that were put together by hand or loaded from a file that is not on the path. While processes
+on other machines belong to the cluster, whose files are not ours, only libraries go by name: what is installed.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def foreign_if_known(obj: Any) -> bool | None:
     return _by_name.get(obj)
 
 
+# Memberships of this process in clusters that have processes on other machines. Almost always empty.
+_spread: weakref.WeakSet[object] = weakref.WeakSet()
+
 known_functions = _by_name.get  # the same, without the cost of a Python call, for the one hot path
 
 
@@ -66,6 +70,17 @@ def forget_names() -> None:
     """Drop what is known: a module was reloaded, or a function in one was replaced."""
     _by_name.clear()
     _modules.clear()
+
+
+def note_spread(membership: object, is_spread: bool) -> None:
+    """Take note of whether a cluster of this process has processes on other machines, which do not share our files."""
+    was_spread = bool(_spread)
+    if is_spread:
+        _spread.add(membership)
+    else:
+        _spread.discard(membership)
+    if was_spread != bool(_spread):
+        forget_names()
 
 
 def _look_up(module: object, qualname: str) -> object:
@@ -81,12 +96,13 @@ def _look_up(module: object, qualname: str) -> object:
 
 def travels(name: str, module: ModuleType) -> bool:
     """Would a fresh interpreter with our ``sys.path`` import this module, from the same place?"""
-    if name.partition(".")[0] in sys.stdlib_module_names:
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "distpool":  # the handshake sees to that
         return True
     known = _modules.get(name)
     if known is not None and known[0]() is module and (known[1] or known[2] == tuple(sys.path)):
         return known[1]
-    verdict = _would_be_found(name, module)
+    verdict = _would_be_found(name, module) and not (_spread and _is_file_of_the_users(module))
     if isinstance(module, ModuleType):  # stand-ins in sys.modules may not allow a weak reference
         _modules[name] = (weakref.ref(module), verdict, tuple(sys.path))
     return verdict
@@ -106,6 +122,12 @@ def _would_be_found(name: str, module: ModuleType) -> bool:
     if spec is None or search is None:
         return True  # importing the parent makes it (submodules that extension modules register themselves)
     return _found_at_same_place(name, spec, search)
+
+
+def _is_file_of_the_users(module: ModuleType) -> bool:
+    """Not installed, or installed as a link to a folder of the user's: other machines need not have it."""
+    path = getattr(module, "__file__", None)
+    return isinstance(path, str) and "site-packages" not in path and "dist-packages" not in path
 
 
 def _registered_by_value(name: str) -> bool:

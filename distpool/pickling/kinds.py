@@ -148,7 +148,7 @@ def _module(packer: Packer, module: ModuleType) -> Any:
             packer.foreign = True
         return import_module, (name,)
     packer.foreign = True
-    packer.mention(f"made:{name}", vars(module), [each for each in vars(module) if not each.startswith("__")])
+    packer.guess(f"made:{name}", vars(module), [each for each in vars(module) if not each.startswith("__")])
     return made_module, (name,)
 
 

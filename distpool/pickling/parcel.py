@@ -196,7 +196,7 @@ def pack(obj: object, replaced: dict[int, BaseException] | None = None, alone: b
         alone: leave out causes, contexts and tracebacks of exceptions.
         to: as for `dump`.
     """
-    mentioned: dict[str, object] = {}
+    mentioned = Mentioned()
     context = sending_to
     context.depth += 1
     outer, context.refs = context.refs, None
@@ -211,7 +211,7 @@ def pack(obj: object, replaced: dict[int, BaseException] | None = None, alone: b
 
 
 def _pack_one(
-    obj: object, mentioned: dict[str, object], replaced: dict[int, BaseException], alone: bool
+    obj: object, mentioned: Mentioned, replaced: dict[int, BaseException], alone: bool
 ) -> tuple[Packer, bytes, list[memoryview]]:
     file = io.BytesIO()
     buffers: list[memoryview] = []
@@ -233,9 +233,21 @@ def _keep_apart(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
     return False
 
 
-def _ship(mentioned: dict[str, object]) -> dict[str, ShippedGlobal]:
+class Mentioned(dict[str, object]):
+    """Names of ``__main__`` (or ``module:name``) that by-value code mentions, and their values.
+
+    ``guessed`` are those of a whole module that goes by value: nobody knows which of them the code will use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guessed: set[str] = set()
+
+
+def _ship(mentioned: Mentioned) -> dict[str, ShippedGlobal]:
     """Pickle the mentioned globals, and those that these mention; the last found come first: they are needed first."""
     shipped: dict[str, ShippedGlobal] = {}
+    left_out: set[str] = set()
     waiting = list(mentioned)
     while waiting:
         for name in waiting:
@@ -246,9 +258,12 @@ def _ship(mentioned: dict[str, object]) -> dict[str, ShippedGlobal]:
             try:
                 _, body, buffers = _pack_one(lift(value), mentioned, {}, False)
             except Exception as error:
+                if name in mentioned.guessed:  # a lock, an open file: most modules have something that cannot travel
+                    left_out.add(name)
+                    continue
                 raise _unsendable(name, value, error) from error
             shipped[name] = ShippedGlobal(name, value, body, buffers)
-        waiting = [name for name in mentioned if name not in shipped]
+        waiting = [name for name in mentioned if name not in shipped and name not in left_out]
     return dict(reversed(shipped.items()))
 
 
@@ -264,7 +279,7 @@ class Packer(pickle.Pickler):
     # Set on each instance; class-level values keep the constructor in C.
     foreign = False
     alone = False
-    mentioned: dict[str, object]  # names of __main__ -> values, shared by the pickles of one message
+    mentioned: Mentioned  # shared by the pickles of one message
     replaced: dict[int, BaseException]  # exceptions that cannot travel
     cells: dict[int, Cell] | None = None
     filled: set[int] | None = None
@@ -290,6 +305,13 @@ class Packer(pickle.Pickler):
         for name in names:
             if name in namespace:
                 self.mentioned.setdefault(prefix + name, namespace[name])
+                self.mentioned.guessed.discard(prefix + name)
+
+    def guess(self, where: str, namespace: dict[str, Any], names: Sequence[str]) -> None:
+        """``mention``, of names that may or may not be needed: those that cannot travel are left out."""
+        before = self.mentioned.keys() - self.mentioned.guessed
+        self.mention(where, namespace, names)
+        self.mentioned.guessed |= self.mentioned.keys() - before
 
     def cell(self, cell: CellType) -> Cell:
         """The one stand-in for this cell in this pickle."""
