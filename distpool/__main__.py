@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import argparse
 
+    from distpool.managers.machines import MachineSpec
+
 USAGE = """\
-%(prog)s [-p N|auto] script.py [arguments]
-       %(prog)s [-p N|auto] -m module [arguments]
-       %(prog)s [-p N|auto] -c code [arguments]
+%(prog)s [-p N|auto] [--machine-file FILE] script.py [arguments]
+       %(prog)s [-p N|auto] [--machine-file FILE] -m module [arguments]
+       %(prog)s [-p N|auto] [--machine-file FILE] -c code [arguments]
        %(prog)s --worker[=COOKIE] [--bind-to ADDR[:PORT]]"""
 EPILOG = """\
 examples:
@@ -33,7 +35,7 @@ environment:
   DISTPOOL_WORKER_TIMEOUT   seconds that a worker and its driver wait for each other (60)"""
 
 # Options whose value is the next word; all others stand alone or are written with "=".
-_WITH_VALUE = ("-p", "--procs", "--bind-to", "--host", "--load")
+_WITH_VALUE = ("-p", "--procs", "--machine-file", "--bind-to", "--host", "--load")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(ours)
     if options.worker is not None:
-        if program or options.procs is not None:
+        if program or options.procs is not None or options.machine_file is not None:
             parser.error("--worker runs no program and starts no workers: it is one")
         _be_worker(parser, options)
     if not program:
@@ -51,8 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"argument expected for {program[0]}")
     found, arguments = find_program(program)
     found.arrange(arguments)
+    machines = None if options.machine_file is None else _machines(parser, options.machine_file)
     if options.procs is not None:
         _add_workers(options.procs)
+    if machines is not None:
+        _add_machines(machines)
     found.run()
 
 
@@ -86,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-p", "--procs", type=_count, metavar="N|auto", help="add N local workers first; auto: as many as usable cores"
+    )
+    parser.add_argument(
+        "--machine-file",
+        metavar="FILE",
+        help="add workers on other machines through ssh: on each line [count*][user@]host[:port] [bind_addr[:port]]",
     )
     parser.add_argument("--version", action="version", version=f"distpool {__version__}")
     worker = parser.add_argument_group("to be a worker")
@@ -155,6 +165,26 @@ def _add_workers(count: int) -> None:
     from distpool.membership import addprocs
 
     addprocs(None if count < 0 else count)
+
+
+def _machines(parser: argparse.ArgumentParser, path: str) -> Sequence[MachineSpec]:
+    """The machines of a file; read before the program is arranged to run, so that a bad one costs nothing."""
+    from distpool.managers.machines import read_machine_file
+
+    try:
+        return read_machine_file(path)
+    except (OSError, ValueError) as error:
+        parser.error(f"--machine-file: {error}")
+
+
+def _add_machines(machines: Sequence[MachineSpec]) -> None:
+    from distpool.errors import CompositeException
+    from distpool.membership import addprocs
+
+    try:
+        addprocs(machines)
+    except CompositeException as error:
+        sys.exit("distpool: " + "\n".join(str(each) for each in error.exceptions))
 
 
 class Program:

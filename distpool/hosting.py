@@ -35,7 +35,7 @@ from distpool.forkserver.server import kill_group
 from distpool.listening import read_cookie, serve_driver
 from distpool.managers.interface import worker_timeout
 from distpool.managers.machines import AUTO, Bind, Count
-from distpool.managers.reports import VERSION, Header, ended, orders_in, printed
+from distpool.managers.reports import Header, ended, orders_in, printed
 from distpool.tcp import advertised_address, listen, outward_address
 from distpool.transport import Deadline
 from distpool.worker import fresh_main
@@ -141,9 +141,7 @@ class Host:
             self._fork(number)
         for listener in self._listeners:
             listener.close()
-        version = sys.modules[__name__.partition(".")[0]].__version__  # as in ``tcp``
-        python = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}"
-        self._say(Header(VERSION, version, python, addresses).line())
+        self._say(Header.here(addresses).line())
         while self._children:
             may_read = self._outputs.window > 0
             ready = (self._outputs.poll if may_read else self._poll).poll()

@@ -19,7 +19,7 @@ from distpool.forkserver import OUTPUT_WINDOW, describe_exit
 from distpool.light import Any, Final
 from distpool.managers.interpreter import InterpreterProcess, close_in_forked_copies
 from distpool.managers.machines import Machine
-from distpool.managers.reports import VERSION, Header, Printed, Reports, grant_order, signal_order
+from distpool.managers.reports import Header, Printed, Reports, grant_order, signal_order
 from distpool.managers.startup import SHOWN_CHARACTERS
 from distpool.output import Output
 from distpool.transport import Reader
@@ -169,10 +169,11 @@ class Login:
         self._pass_on()
 
     def _begin(self, header: Header) -> None:
-        if header.version == VERSION:
+        difference = header.difference(Header.here([]))
+        if difference is None:
             self._settle(None)
         else:
-            self.fail(f"distpool {header.distpool} there is another version than here; install the same one")
+            self.fail(difference)
 
     def _pass_on(self) -> None:
         """Hand out the reports that came; those that come before anybody takes them wait."""

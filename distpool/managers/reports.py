@@ -13,6 +13,7 @@ place of the token.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 
 from distpool.errors import LaunchWorkerError
@@ -28,10 +29,28 @@ VERSION: Final = 1
 class Header(NamedTuple):
     """What a machine says when its workers listen."""
 
-    version: int
+    version: int  # of the reports
     distpool: str
     python: str
     addresses: list[tuple[str, int]]  # of each worker, by number
+
+    @classmethod
+    def here(cls, addresses: list[tuple[str, int]]) -> Header:
+        """The header of this process."""
+        distpool = sys.modules[__name__.partition(".")[0]].__version__  # loaded before any room; see ``tcp``
+        python = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}"
+        return cls(VERSION, str(distpool), python, addresses)
+
+    def difference(self, ours: Header) -> str | None:
+        """Say what keeps this machine's processes and ours from working together, if anything does."""
+        for name, theirs, here in (
+            ("distpool", self.distpool, ours.distpool),
+            ("Python", self.python, ours.python),
+            ("protocol", self.version, ours.version),
+        ):
+            if theirs != here:
+                return f"{name} {theirs} there and {name} {here} here; all processes of a cluster need the same versions"
+        return None
 
     def line(self) -> bytes:
         """The header as it is sent: on a line of its own, whatever stood before it."""
