@@ -46,10 +46,13 @@ if TYPE_CHECKING:
     from distpool.listening import start_worker as start_worker
     from distpool.main_names import capture as capture
     from distpool.main_names import clear as clear
+    from distpool.managers.dialback import DialBackManager as DialBackManager
     from distpool.managers.interface import ClusterManager as ClusterManager
     from distpool.managers.interface import WorkerConfig as WorkerConfig
     from distpool.managers.interface import default_addprocs_params as default_addprocs_params
     from distpool.managers.local import LocalManager as LocalManager
+    from distpool.managers.mpi import MPIManager as MPIManager
+    from distpool.managers.slurm import SlurmManager as SlurmManager
     from distpool.managers.ssh import SSHManager as SSHManager
     from distpool.managers.verbs import connect as connect
     from distpool.managers.verbs import kill as kill
@@ -99,6 +102,7 @@ _ROOMS = {
     "channel": ("Channel",),
     "connections": ("current_peer", "init_worker", "process_messages", "worker_id_from_socket"),
     "cookie": ("cluster_cookie",),
+    "cores": ("usable_cores",),
     "errors": (
         "ChannelClosedError",
         "CompositeException",
@@ -109,6 +113,9 @@ _ROOMS = {
     "listening": ("start_worker",),
     "managers.interface": ("ClusterManager", "WorkerConfig", "default_addprocs_params"),
     "managers.local": ("LocalManager",),
+    "managers.dialback": ("DialBackManager",),
+    "managers.mpi": ("MPIManager",),
+    "managers.slurm": ("SlurmManager",),
     "managers.ssh": ("SSHManager",),
     "managers.verbs": ("connect", "kill", "launch", "manage"),
     "lifecycle": (

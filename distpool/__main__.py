@@ -22,7 +22,8 @@ USAGE = """\
 %(prog)s [-p N|auto] [--machine-file FILE] script.py [arguments]
        %(prog)s [-p N|auto] [--machine-file FILE] -m module [arguments]
        %(prog)s [-p N|auto] [--machine-file FILE] -c code [arguments]
-       %(prog)s --worker[=COOKIE] [--bind-to ADDR[:PORT]]"""
+       %(prog)s --worker[=COOKIE] [--bind-to ADDR[:PORT]]
+       %(prog)s --worker --connect ADDR:PORT --ticket T [--cookie-file FILE] [--ident NAME]"""
 EPILOG = """\
 examples:
   %(prog)s -p auto simulation.py --steps 1000     as many workers as this process may use cores
@@ -35,7 +36,7 @@ environment:
   DISTPOOL_WORKER_TIMEOUT   seconds that a worker and its driver wait for each other (60)"""
 
 # Options whose value is the next word; all others stand alone or are written with "=".
-_WITH_VALUE = ("-p", "--procs", "--machine-file", "--bind-to", "--host", "--load")
+_WITH_VALUE = ("-p", "--procs", "--machine-file", "--bind-to", "--host", "--load", "--connect", "--ticket", "--cookie-file", "--ident")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,6 +111,16 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument(
         "--bind-to", metavar="ADDR[:PORT]", help="listen on this numeric address (127.0.0.1) and port (any free one)"
     )
+    worker.add_argument(
+        "--connect",
+        metavar="ADDR:PORT",
+        help="listen nowhere, but go to a driver that listens there, as an engine's manager has its workers do",
+    )
+    worker.add_argument("--ticket", metavar="T", help="with --connect: which launch of the driver's this worker is of")
+    worker.add_argument("--ident", metavar="NAME", help="with --connect: which one of them (the launcher's rank)")
+    worker.add_argument(
+        "--cookie-file", metavar="FILE", help="with --connect: a file of mode 600 that has the cookie as its only line"
+    )
     worker.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # of a local manager: see listening
     # Of an SSH manager: see hosting.
     worker.add_argument("--host", type=_count, help=argparse.SUPPRESS)
@@ -130,6 +141,8 @@ def _count(text: str) -> int | None:
 def _be_worker(parser: argparse.ArgumentParser, options: argparse.Namespace) -> NoReturn:
     if options.host is not None:
         _be_host(parser, options)
+    if options.connect is not None:
+        _dial_back(parser, options)
     from distpool import listening
     from distpool.tcp import LOOPBACK, parse_bind_to
     from distpool.worker import fresh_main
@@ -146,6 +159,17 @@ def _be_worker(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         listening.start_worker(cookie=None if options.worker is True else options.worker, bind_to=bind_to)
     except ValueError as error:
         parser.error(f"--worker: {error}")
+
+
+def _dial_back(parser: argparse.ArgumentParser, options: argparse.Namespace) -> NoReturn:
+    from distpool.dialling import dial_back
+
+    if options.worker is not True or options.ticket is None:
+        parser.error("--connect goes with --worker, without a cookie, and with --ticket")
+    try:
+        dial_back(options.connect, options.ticket, cookie_file=options.cookie_file, ident=options.ident)
+    except ValueError as error:
+        parser.error(f"--connect: {error}")
 
 
 def _be_host(parser: argparse.ArgumentParser, options: argparse.Namespace) -> NoReturn:

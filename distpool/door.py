@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 
 from distpool.errors import HandshakeError
 from distpool.handshake import Handshake
-from distpool.tcp import new_handshake, tune
+from distpool.tcp import Conversation, new_handshake, tune
 from distpool.transport import Deadline, Reader, Timer
 
 # How long one connection may take to prove itself. Two round trips and no work: a slow link needs a second.
@@ -87,6 +87,11 @@ class Door:
         self._is_closed = False
         listener.setblocking(False)
         reader.register(self)
+
+    @property
+    def is_encrypting(self) -> bool:
+        """Whether those who come have to speak TLS."""
+        return self._encrypt is not None
 
     def fileno(self) -> int:
         """The listener's descriptor."""
@@ -289,7 +294,7 @@ class Introduction:
         return HandshakeError("the connection ended before it was said what it is for")
 
 
-def send_answer(stream: socket.socket, answer: Mapping[str, Any], deadline: Deadline) -> None:
+def send_answer(stream: Conversation, answer: Mapping[str, Any], deadline: Deadline) -> None:
     """Answer an introduction. OSError when the guest has gone, or does not read within the deadline."""
     import json  # only where workers dial back
 
@@ -298,7 +303,7 @@ def send_answer(stream: socket.socket, answer: Mapping[str, Any], deadline: Dead
     stream.sendall(len(text).to_bytes(ANSWER_LENGTH_BYTES, "big") + text)
 
 
-def receive_answer(stream: socket.socket, deadline: Deadline) -> dict[str, Any]:
+def receive_answer(stream: Conversation, deadline: Deadline) -> dict[str, Any]:
     """Return the answer to an introduction. Raises HandshakeError when none comes, or none that makes sense."""
     import json  # as above
 
@@ -311,7 +316,7 @@ def receive_answer(stream: socket.socket, deadline: Deadline) -> dict[str, Any]:
     return answer
 
 
-def _receive_exactly(stream: socket.socket, count: int, deadline: Deadline) -> bytes:
+def _receive_exactly(stream: Conversation, count: int, deadline: Deadline) -> bytes:
     data = bytearray()
     while len(data) < count:
         left = deadline.remaining()
