@@ -209,15 +209,24 @@ class StreamJob(InputJob):
     def take(self) -> Any:
         """Return the next result, perhaps an Outcome; IndexError when it is not there."""
         if not self._taking:
-            with self._lock:
-                first = self._next if self._is_ordered else next(iter(self._ready), -1)
-                results = self._ready.pop(first, None)
-                if results is None:
-                    raise IndexError
-                self._next = first + len(results)
-            self._taking.extend(results)
+            self._taking.extend(self._next_results())
         self.consumed += 1
         return self._taking.popleft()
+
+    def take_several(self) -> list[Any]:
+        """Return the results that came together next, all of them Outcomes or none; IndexError when none is there."""
+        results = self._next_results()
+        self.consumed += len(results)
+        return results
+
+    def _next_results(self) -> list[Any]:
+        with self._lock:
+            first = self._next if self._is_ordered else next(iter(self._ready), -1)
+            results = self._ready.pop(first, None)
+            if results is None:
+                raise IndexError
+            self._next = first + len(results)
+            return results
 
     @property
     def is_finished(self) -> bool:

@@ -37,22 +37,29 @@ class ResultStream:
         """Iterate over what becomes of the tasks, in order: values, and an ``Outcome`` for each that is not plain.
 
         Whoever asks such an outcome (``value()``) has it opened: it returns or raises. The iterator goes on after
-        failures. Raises TimeoutError when the next one is not there ``timeout`` seconds after this call (the
-        iterator is spent then, the stream is not), and at the end what the input raised.
+        failures. Raises TimeoutError when the next one is not there ``timeout`` seconds after this call (the iterator
+        is spent then, the stream is not), and at the end what the input raised.
         """
-        return self._outcomes(None if timeout is None else Deadline(timeout), timeout)
+        return self._each(self._job.take, None if timeout is None else Deadline(timeout))
 
-    def _outcomes(self, deadline: Deadline | None, timeout: float | None) -> Iterator[Any]:
+    def chunks(self, timeout: float | None = None) -> Iterator[list[Any]]:
+        """Iterate over lists of what became of tasks that follow one another, as it came: much faster, item by item.
+
+        In one list all are values, or all are ``Outcome`` objects. As ``outcomes`` otherwise; use one of the two.
+        """
+        return self._each(self._job.take_several, None if timeout is None else Deadline(timeout))
+
+    def _each(self, take: Callable[[], Any], deadline: Deadline | None) -> Iterator[Any]:
         job, pump = self._job, self._dispatch.pump
         while True:
             job.waiter.done = False  # before looking, so that what comes meanwhile is not overlooked
             try:
-                taken = [job.take()]  # in a list, for a generator keeps its variables: users may want to free it
+                taken = [take()]  # in a list, for a generator keeps its variables: users may want to free it
             except IndexError:
                 if job.is_finished:
                     break
                 if not self._dispatch.await_result(job, deadline):
-                    raise TimeoutError(f"{job.name}: the next result is not there after {timeout} seconds") from None
+                    raise TimeoutError(f"{job.name}: the next result is not there, and the time is up") from None
                 continue
             if job.is_hungry:
                 pump(job)
