@@ -1,0 +1,96 @@
+"""The iterator that ``ProcessPoolExecutor.map`` returns: results in input order, from a stream that has begun.
+
+The input is read in the thread of the user alone: all of it at the call, or with ``buffersize`` so much, and one more
+for each result that is asked for. ``Ahead`` is what lies between it and the threads that send tasks::
+
+    user's thread --read()--> Ahead --next()--> whichever thread has a worker with room
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final
+
+import distpool
+
+from .engine import Engine
+from .failures import opened
+
+# Plain results that came in one message are small when they are so many, and are let go together: the loop that yields
+# them one by one is the interpreter's own, four times as fast. Arbitrary.
+MANY: Final = 32
+
+_END: Any = object()
+
+
+class Ahead:
+    """Input that was read and not sent yet: an iterator that runs no code of the user's."""
+
+    def __init__(self, source: Iterator[Any], size: int) -> None:
+        self._source = source
+        self._items = deque(islice(source, size))
+
+    def read(self) -> None:
+        """Read one more, if there is one."""
+        item = next(self._source, _END)
+        if item is not _END:
+            self._items.append(item)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self._items.popleft()
+        except IndexError:
+            raise StopIteration from None
+
+
+def results(engine: Engine, stream: distpool.ResultStream, ahead: Ahead | None, timeout: float | None) -> Iterator[Any]:
+    """Yield the results of a stream, which the engine holds until it is done or given up.
+
+    An iterator that nobody has begun to read may be dropped: all is done, and the results go with it. One that was
+    begun and is dropped takes back what has not begun.
+    """
+    # Item by item only if somebody has said how far ahead of the last one that was taken the input may be read.
+    came = stream.chunks(timeout) if ahead is None else ([each] for each in stream.outcomes(timeout))
+    iterator = _results(engine, stream, came, ahead)
+    # The generator's own ``finally`` does not run when it was never begun: nobody wants the results, then.
+    engine.hold(stream, weakref.ref(iterator, lambda _: stream.forsake()))
+    return iterator
+
+
+def _results(
+    engine: Engine, stream: distpool.ResultStream, came: Iterator[list[Any]], ahead: Ahead | None
+) -> Iterator[Any]:
+    is_interrupted = False
+    try:
+        while True:
+            if ahead is not None:
+                ahead.read()
+            try:
+                several = next(came)
+            except StopIteration:
+                return
+            except TimeoutError:
+                raise concurrent.futures.TimeoutError from None  # before 3.11 that is another class
+            if len(several) >= MANY and not isinstance(several[0], distpool.Outcome):
+                yield from several
+                continue
+            several.reverse()
+            while several:  # taken off before it is yielded: when the user drops it, it shall be gone
+                if isinstance(several[-1], distpool.Outcome):
+                    several[-1], error = opened(several[-1], engine.judge())
+                    if error is not None:
+                        raise error
+                yield several.pop()
+    except KeyboardInterrupt:
+        is_interrupted = True
+        raise
+    finally:
+        stream.close(interrupt=is_interrupted or engine.stops_running)
+        engine.let_go(stream)

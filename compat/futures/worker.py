@@ -1,0 +1,17 @@
+"""What an executor runs in its workers beside the user's calls. Light, for each worker loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def at_worker(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
+    """Run an initializer. What it raises is logged here, too, as the standard library does."""
+    try:
+        initializer(*initargs)
+    except BaseException:
+        import logging  # slow to import
+
+        logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
+        raise
