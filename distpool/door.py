@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from distpool.errors import HandshakeError
 from distpool.handshake import Handshake
@@ -30,8 +30,9 @@ from distpool.transport import Deadline, Reader, Timer
 # How long one connection may take to prove itself. Two round trips and no work: a slow link needs a second.
 STRANGER_SECONDS: Final = 5.0
 # How many connections may be unproved at a time, so that strangers cannot use up descriptors.
-MAX_STRANGERS: Final = 16
-# How long one may stand there while others wait for his place. Arbitrary: longer than honest ones take.
+MAX_STRANGERS: Final = 64
+# How long one may stand there while others may wait for his place. Longer than honest ones take; 64 silent ones a
+# second get through, so a driver that comes behind a full queue of the kernel (128) is let in after two.
 CROWDED_SECONDS: Final = 1.0
 # In how many seconds how many complaints are made one by one; the others are counted. Arbitrary: enough to see what
 # goes on, and too little to fill a pipe that nobody reads.
@@ -55,9 +56,8 @@ class Door:
     """The listener and those who stand before it. A handler of the reader.
 
     ``longest_introduction`` is how many bytes a guest may say of himself once he is proved, 0 when he is not asked;
-    ``most`` how many may stand before the door at a time, and ``when_full`` what becomes of more: with "push" the next
-    one takes the place of whoever has stood there longest, with "wait" the kernel keeps him until there is room, for
-    hosts that many honest guests come to at once; there nobody may stand longer than a second then. With ``encrypt``
+    ``most`` how many may stand before the door at a time: more wait in the kernel until there is room, as hundreds of
+    honest ones may come at once, and as long as some wait nobody may stand there longer than a second. With ``encrypt``
     all goes through what it makes of a connection. What is nobody's result goes to ``complain``.
     """
 
@@ -69,7 +69,6 @@ class Door:
         *,
         longest_introduction: int = 0,
         most: int = MAX_STRANGERS,
-        when_full: Literal["push", "wait"] = "push",
         complain: Callable[[str], None] | None = None,
         encrypt: Encrypt | None = None,
     ) -> None:
@@ -82,7 +81,7 @@ class Door:
         self._turned_away = 0  # in the last COMPLAINT_SECONDS
         self._listener = listener
         self._most = most
-        self._when_full = when_full
+        self._crowded: Timer | None = None  # when room will be made
         self._is_watched = True
         self._is_closed = False
         listener.setblocking(False)
@@ -112,23 +111,28 @@ class Door:
                 self._look_away()
                 self.reader.call_later(FULL_SECONDS, self._look_again)
             return
-        if len(self.strangers) >= self._most:
-            next(iter(self.strangers)).make_room()
         connection = stream if self._encrypt is None else self._encrypt(stream)
         self.strangers[Stranger(self, connection, f"{address[0]}, port {address[1]}")] = None
-        if self._when_full == "wait" and len(self.strangers) >= self._most:
+        if len(self.strangers) >= self._most:
             self._look_away()
-            self.reader.call_later(CROWDED_SECONDS, self._is_crowded)
+            self._watch_crowd()
 
-    def _is_crowded(self) -> None:
-        """Have whoever has stood here too long make room for those who wait."""
-        if not self._is_watched and not self._is_closed:
-            for stranger in list(self.strangers):
-                if stranger.age < CROWDED_SECONDS:
-                    break
-                stranger.make_room()
-            if not self._is_watched:
-                self.reader.call_later(CROWDED_SECONDS, self._is_crowded)
+    def _watch_crowd(self) -> None:
+        """In time, have whoever has stood here too long make room for those who wait."""
+        if self._crowded is None:
+            oldest = next(iter(self.strangers))
+            self._crowded = self.reader.call_later(max(0.0, CROWDED_SECONDS - oldest.age), self._make_room)
+
+    def _make_room(self) -> None:
+        self._crowded = None
+        if self._is_closed or len(self.strangers) < self._most:
+            return
+        for stranger in list(self.strangers):
+            if stranger.age < CROWDED_SECONDS:
+                break
+            stranger.make_room()
+        if len(self.strangers) >= self._most:
+            self._watch_crowd()
 
     def turn_away(self, name: str, reason: str) -> None:
         """Say why somebody was not admitted, unless that has been said too often."""
@@ -146,8 +150,7 @@ class Door:
     def forget(self, stranger: Stranger) -> None:
         """One does not stand here any more."""
         self.strangers.pop(stranger, None)
-        if self._when_full == "wait":
-            self._look_again()
+        self._look_again()
 
     def _look_away(self) -> None:
         self._is_watched = False
@@ -224,8 +227,8 @@ class Stranger:
             self._stream.sendall(answer)
 
     def make_room(self) -> None:
-        """Leave for somebody who has just come."""
-        self._turn_away("others came, and it had stood at the door too long")
+        """Leave for somebody who may be waiting."""
+        self._turn_away(f"no handshake within {CROWDED_SECONDS:g} s, and others may be waiting")
 
     def _too_slow(self) -> None:
         self._turn_away(f"no handshake within {STRANGER_SECONDS:g} s")

@@ -35,7 +35,7 @@ from distpool.peer import Peer, Reply
 from distpool.pickling import Parcel, dump, load, load_exception, note_spread
 from distpool.segments import Segment
 from distpool.serving import NOTHING, Serving, send_error
-from distpool.shelving import Shelving
+from distpool.shortcuts import Shortcuts
 from distpool.store import Store
 from distpool.threads import CallThreads
 from distpool.transport import Deadline, Reader
@@ -74,7 +74,7 @@ class Member:
         self.watches_exits = False  # "exited" callbacks are told of departures
         self.store = Store(run_blocking=self.threads.run)
         self.handles: WeakValueDictionary[RRID, Any] = WeakValueDictionary()  # one for each reference known here
-        self.shelving = Shelving(self.store, self.handles, lambda: reader.is_leading, self.threads.run)
+        self.shortcuts = Shortcuts(self.store, self.handles, reader, self.threads.run)
         self.serving = Serving(
             self.cluster,
             self.store,
@@ -83,7 +83,7 @@ class Member:
             lambda: self.reader.is_leading,
             reader.call_later,
             reader.end_wait,
-            self.shelving,
+            self.shortcuts,
         )
         self.managers: dict[int, ClusterManager] = {}  # of the workers that have joined this process
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
@@ -110,7 +110,8 @@ class Member:
         self.introductions = Introductions(self.cluster, lambda one, other: self.relays.join(one, other))
         self.actions.update({m.ADDED: self.books.added, m.DROPPED: self.books.dropped})
         self.actions.update({m.MEET: self._introduce, m.NEIGHBOUR: self._neighbour})
-        self.actions.update({m.SHELF: self.shelving.handed, m.TAKEN: self.shelving.told})
+        self.actions.update({m.SHELF: self.shortcuts.shelf_came, m.TAKEN: self.shortcuts.told})
+        self.actions.update({m.SLOT: self.shortcuts.slot_came, m.PLACES: self.shortcuts.places_came})
         self.actions[m.RELAY] = lambda peer, frame: self.relays.received(peer, frame)
         self.cluster.listen(_nothing, self._client_gone)
 
@@ -184,6 +185,8 @@ class Member:
         self._depart(peer, Departure(process.os_pid if process else None, exit_code, signum, detail))
 
     def _depart(self, peer: Peer, departure: Departure) -> None:
+        if peer.fault is not None:
+            departure.detail = f"what came from it could not be understood, and its connection was closed: {peer.fault}"
         if self.cluster.depart(peer, departure):
             if peer.pid in self._elsewhere:
                 self._elsewhere.discard(peer.pid)
@@ -225,7 +228,7 @@ class Member:
 
     def _client_gone(self, pid: int, error: ProcessExitedException) -> None:
         self.store.client_gone(pid, error)
-        self.shelving.gone(pid)
+        self.shortcuts.gone(pid)
 
     def leave(self) -> None:
         """Close all connections of this member, and fail what waits for an answer; the process lives on."""

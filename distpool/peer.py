@@ -118,6 +118,7 @@ class Peer:
         self.next_request: Callable[[], int] = count(1).__next__
         self.sent_globals = SentGlobals()
         self.is_in_our_process = False  # the other side shares our ``__main__``: nothing in it is replaced by a copy
+        self.fault: str | None = None  # why what came could not be understood
         self.known_functions: set[int] = set()  # numbers of the callables it keeps for our pools
         self._stream = stream
         self._reader = reader
@@ -363,8 +364,11 @@ class Peer:
                 frames = self._parser.received(received) if received else None
             except BlockingIOError:
                 return
-            except (OSError, RemoteProtocolError):
+            except (OSError, RemoteProtocolError) as error:
                 frames = None
+                # A connection that breaks is the end of the other side; one that brings nonsense is told of as such.
+                if isinstance(error, RemoteProtocolError) or hasattr(error, "reason"):  # or of an error of TLS
+                    self.fault = str(error)
             if frames is None:
                 self._end()
                 return

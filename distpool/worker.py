@@ -291,6 +291,8 @@ class Worker:
                 self._is_leaving = True
                 self._leave()
             else:
+                if getattr(error, "detail", None):  # not just its end
+                    print(f"distpool worker: {error}", file=sys.stderr, flush=True)
                 os._exit(1)  # nobody is left to work for; the fork server ends what we started
 
     def _leave(self) -> None:

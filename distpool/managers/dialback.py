@@ -205,7 +205,6 @@ class DialBackManager(ClusterManager):
                     self._admit,
                     longest_introduction=MAX_INTRODUCTION_BYTES,
                     most=MAX_STRANGERS,
-                    when_full="wait",
                     complain=_complain,
                     encrypt=encrypt,
                 )

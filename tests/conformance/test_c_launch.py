@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 import distpool
-from distpool.door import MAX_STRANGERS
 from distpool import messages as m
+from distpool.door import MAX_STRANGERS
 from distpool.errors import LaunchWorkerError
 from distpool.member import default_member
 from distpool.peer import Reply
