@@ -295,6 +295,8 @@ def add_workers(
         if isinstance(failure, CompositeException):  # the manager has an error for each that did not start
             errors, failure = [*failure.exceptions, *errors], None
         pids = sorted(joining.pid for joining in launched.joining if member.cluster.is_member(joining.pid))
+        if instead_of is not None and launched.joining and not pids and not errors:
+            errors = [LaunchWorkerError("a worker ended when it had just joined")]  # so nothing more is to come
         connect_workers(member, launched.joining)
         tell_members(member)
     lifecycle.started(member, pids)

@@ -142,7 +142,15 @@ class ClusterManager:
         raise NotImplementedError(f"{type(self).__name__} has to define launch(params, launched)")
 
     def relaunch(self, config: WorkerConfig, params: dict[str, Any], launched: Launched) -> None:
-        """Start one worker instead of one that is gone, and append it; by default none, and a pool gets smaller."""
+        """Start one worker in the place of one that is gone or will be, and append it, now or when it has come.
+
+        By default none, and a pool gets smaller.
+        """
+
+    @property
+    def can_relaunch(self) -> bool:
+        """Whether it defines ``relaunch``: pools ask before they count on it."""
+        return type(self).relaunch is not ClusterManager.relaunch
 
     def close(self) -> None:
         """Have no more workers come of what was launched: the pool that they were for ends. By default nothing."""

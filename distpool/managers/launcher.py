@@ -54,6 +54,7 @@ class Launcher(InterpreterProcess):
         self.name = name or os.path.basename(command[0])
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._on_line = on_line
+        self._is_told_to_end = False  # what it says of that is of no interest
         self._output = Output(output if output in ("raw", "none") else self._marked)
         self._output.assign(0)
         with _Lifeline() as lifeline:
@@ -72,6 +73,7 @@ class Launcher(InterpreterProcess):
 
     def end(self) -> None:
         """Have it end what it has started and itself; kill it if it does not. Blocks for some seconds at most."""
+        self._is_told_to_end = True
         self.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(END_SECONDS)
@@ -95,7 +97,8 @@ class Launcher(InterpreterProcess):
                 if self._on_line is not None and self._on_line(line):
                     continue
                 self._lines.append(line)
-                self._output.feed(2, data)
+                if not self._is_told_to_end:
+                    self._output.feed(2, data)
         self._output.end()
 
     def _marked(self, pid: int, stream: str, line: str) -> str:

@@ -7,8 +7,10 @@ ready while it does the last ones::
     spent ----> a spare: started, initialised, waits
     retired --> vacancy: filled by a spare, else by a new worker; the old one is asked to end
     died -----> vacancy, likewise
+    late -----> of a manager whose workers come when an engine starts them: a place more, or the vacancy that it is for
 
-Workers are started and ended in call threads, because nobody who notices a death may wait.
+Workers are started and ended in call threads, because nobody who notices a death may wait. They are local ones, or a
+manager's; one that cannot start a worker in another's place leaves the pool smaller.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from distpool.errors import CompositeException, LaunchWorkerError, ProcessExited
 from distpool.joining import add_workers
 from distpool.leaving import leave, retire_workers
 from distpool.light import Any, Final
+from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.managers.local import LocalManager
 from distpool.member import Member
 from distpool.messages import DRIVER
@@ -44,7 +47,7 @@ class OwnedWorkers:
         self,
         member: Member,
         dispatch: Dispatch,
-        processes: int | None,
+        processes: int | ClusterManager | None,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
         preload: tuple[str, ...],
@@ -52,16 +55,14 @@ class OwnedWorkers:
         replaces: bool,
         options: dict[str, Any],
     ) -> None:
-        wanted = usable_cores() if processes is None else processes
-        if isinstance(wanted, bool) or not isinstance(wanted, int):
-            raise TypeError(f"processes={processes!r}: a number of workers, or None for as many as there are cores")
-        if wanted < 1:
-            raise ValueError(f"processes={processes}: a pool needs at least one worker")
+        manager = processes if isinstance(processes, ClusterManager) else None
+        wanted = 1 if manager is not None else _checked_number(processes)  # of a manager's as many as come
         if max_tasks is not None:
-            _check_share(max_tasks)
+            _check_share(max_tasks, manager)
             dispatch.turnover.begin(max_tasks, self._fill, self._retired)
         self._member = member
         self._dispatch = dispatch
+        self._manager = manager  # None: local ones
         self.wanted = wanted
         self._initializer = initializer
         self._initargs = initargs
@@ -78,11 +79,14 @@ class OwnedWorkers:
         self._is_launching = False  # a thread sees to it that as many start as are missing
         self._may_prepare = True  # the last one that was started became ready
         self._stillbirths = 0  # workers in a row that died before one was ready
+        # Of a manager's workers: in whose places others are to be started, and the last of them.
+        self._models: deque[WorkerConfig] = deque()
+        self._last_model: WorkerConfig | None = None
 
     def start(self) -> None:
         """Start all workers and wait until they are ready."""
         try:
-            pids, error = self._launch(self.wanted)
+            pids, error = self._launch(self.wanted) if self._manager is None else self._launch_by(self._manager)
             if error is not None:
                 raise error
             employed = 0
@@ -90,9 +94,10 @@ class OwnedWorkers:
                 if failure is not None:
                     raise failure
                 employed += self._employ(pid)
-            if employed < self.wanted:  # some ended when they had just joined
+            expected = self.wanted if self._manager is None else len(pids)
+            if employed < expected:  # some ended when they had just joined
                 with self._lock:
-                    self._vacancies += self.wanted - employed
+                    self._vacancies += expected - employed
                 self._fill()
         except BaseException:
             self.end(wait_for_work=False)
@@ -110,14 +115,40 @@ class OwnedWorkers:
             self._dispatch.give_up(wrapped(DRIVER, error))
 
     def _launch(self, count: int) -> tuple[list[int], BaseException | None]:
-        """Start workers; return those that have joined, and why others have not: None if they died after that."""
+        """Start local workers; return those that have joined, and why others have not: None if they died after that."""
+        return self._add(LocalManager(count, reader=self._member.reader, preload=self._preload), count, {})
+
+    def _launch_by(self, manager: ClusterManager) -> tuple[list[int], BaseException | None]:
+        """Have a manager start all its workers; the pool is as large as what has come, and grows when more come."""
+        pids, error = self._add(manager, 0, {"on_late": self._grown})
+        self.wanted = max(1, len(pids))
+        if not pids and error is None and not manager.awaits_more:
+            error = LaunchWorkerError(f"{manager!r} has started no worker")
+        return pids, error
+
+    def _relaunch(self, manager: ClusterManager) -> tuple[list[int], BaseException | None]:
+        """Have a manager start one worker in another's place: it has joined, or is told of when it comes."""
+        with self._lock:
+            if self._models:
+                self._last_model = self._models.popleft()
+            model = self._last_model  # again, if the last one could not be replaced
+        # For a spare: any of those that live.
+        model = model or next(iter(list(self._member.configs.values())), None)
+        if model is None:  # it has just gone, and leaves its config to the next call
+            return [], LaunchWorkerError("there is no worker any more that a spare could be like")
+        return self._add(manager, 1, {"on_late": self._came, "instead_of": model})
+
+    def _add(self, manager: ClusterManager, count: int, how: dict[str, Any]) -> tuple[list[int], BaseException | None]:
         member = self._member
-        manager = LocalManager(count, reader=member.reader, preload=self._preload)
+        params = {**manager.default_addprocs_params(), **self._options}
+        if self._preload:
+            params["preload"] = self._preload
         try:
-            pids = add_workers(member, manager, {**manager.default_addprocs_params(), **self._options})
+            pids = add_workers(member, manager, params, params.pop("timeout", None), **how)
             error: BaseException | None = None
         except CompositeException as several:
-            error = LaunchWorkerError(f"{len(several)} of {count} workers of the pool did not start: {several}")
+            number = f"{len(several)} of {count or len(several) + len(several.pids)}"
+            error = LaunchWorkerError(f"{number} workers of the pool did not start: {several}")
             error.__cause__ = several
             pids = several.pids
         except Exception as other:
@@ -149,9 +180,12 @@ class OwnedWorkers:
             self._dispatch.give_up(error)
             self.abandon()
             return
+        if self._manager is not None and not self._manager.can_relaunch:
+            self._member.reader.run_soon(lambda: self._give_up_if_over(error))
+            return
         with self._lock:
             if had_place:
-                self._vacancies += 1
+                self._leave_vacancy(pid)
             elif pid in self._spares:
                 self._spares.remove(pid)
         self._fill()
@@ -159,10 +193,16 @@ class OwnedWorkers:
     def _retired(self, pid: int) -> None:
         """One has done its share. Told on the reading thread."""
         with self._lock:
-            self._vacancies += 1
+            self._leave_vacancy(pid)
             self._ending += 1
         self._fill()
         self._member.threads.run(partial(self._retire, pid))
+
+    def _leave_vacancy(self, pid: int) -> None:
+        """Under the lock."""
+        self._vacancies += 1
+        if self._manager is not None and pid in self._member.configs:
+            self._models.append(self._member.configs[pid])
 
     def _retire(self, pid: int) -> None:
         try:
@@ -215,6 +255,10 @@ class OwnedWorkers:
                     self._is_launching = False
                     return
                 self._starting += count
+            if self._manager is not None:
+                for _ in range(count):
+                    self._launch_instead(self._manager)
+                continue
             pids, error = self._launch(count)
             if len(pids) < count:
                 self._failed(count - len(pids), error or LaunchWorkerError("a worker of the pool died at its start"))
@@ -222,6 +266,37 @@ class OwnedWorkers:
                 self._place(pids)
             elif pids:  # others need not wait for it
                 self._member.threads.run(partial(self._place, pids))
+
+    def _launch_instead(self, manager: ClusterManager) -> None:
+        pids, error = self._relaunch(manager)
+        if error is not None:
+            self._failed(1, error)
+        elif pids:  # else it comes later
+            self._member.threads.run(partial(self._place, pids))
+
+    def _came(self, pid: int | None, error: BaseException | None) -> None:
+        """A worker has come that was started in another's place; or will not come."""
+        if pid is None:
+            self._failed(1, error or LaunchWorkerError("a worker of the pool did not come"))
+        elif not self._is_late():
+            self._place([pid])
+
+    def _grown(self, pid: int | None, error: BaseException | None) -> None:
+        """One of the manager's first workers has come when the pool was at work already; or will not come."""
+        if pid is None:
+            self._member.reader.run_soon(lambda: self._give_up_if_over(error or LaunchWorkerError("nobody came")))
+        elif not self._is_late():
+            with self._lock:
+                self.wanted += 1
+                self._vacancies += 1
+                self._starting += 1
+            self._place([pid])
+
+    def _is_late(self) -> bool:
+        """Whether the pool ends; then whoever has just come ends, too."""
+        if self._is_ending:
+            leave(self._member)
+        return self._is_ending
 
     def _place(self, pids: Sequence[int]) -> None:
         """Make workers that have joined ready."""
@@ -255,6 +330,7 @@ class OwnedWorkers:
     def _give_up_if_over(self, error: BaseException) -> None:
         with self._lock:
             may_come = self._vacancies or self._starting or self._spares or self._is_ending
+        may_come = may_come or (self._manager is not None and self._manager.awaits_more)
         if not may_come and not self._dispatch.workers():  # reported to everyone whose task waits
             self._dispatch.give_up(wrapped(DRIVER, error))
 
@@ -271,6 +347,8 @@ class OwnedWorkers:
         if wait_for_work:
             self._dispatch.drain()
         self._is_ending = True
+        if self._manager is not None:
+            self._manager.close()
         if not wait_for_work:
             for config in list(member.configs.values()):
                 if config.process is not None:
@@ -289,7 +367,21 @@ def _failure(future: Future[object]) -> BaseException | None:
     return None
 
 
-def _check_share(max_tasks: int) -> None:
+def _checked_number(processes: object) -> int:
+    wanted = usable_cores() if processes is None else processes
+    if isinstance(wanted, bool) or not isinstance(wanted, int):
+        raise TypeError(f"processes={processes!r}: a number of workers, or None for as many as there are cores")
+    if wanted < 1:
+        raise ValueError(f"processes={processes}: a pool needs at least one worker")
+    return wanted
+
+
+def _check_share(max_tasks: int, manager: ClusterManager | None) -> None:
+    if manager is not None and not manager.can_relaunch:
+        raise ValueError(
+            f"max_tasks_per_child={max_tasks!r}: {manager!r} cannot start a worker in another's place; give it a "
+            "relaunch() method, or leave the option out"
+        )
     if isinstance(max_tasks, bool) or not isinstance(max_tasks, int):
         raise TypeError(f"max_tasks_per_child={max_tasks!r}: a number of tasks from 1 on, or None for no limit")
     if max_tasks < 1:

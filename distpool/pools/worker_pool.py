@@ -16,7 +16,7 @@ from distpool.dispatch import Dispatch
 from distpool.errors import ProcessExitedException
 from distpool.futures import TaskFuture
 from distpool.jobs import CallJob, MapJob, Retries, StreamJob
-from distpool.light import Any, Final, TypeVar
+from distpool.light import TYPE_CHECKING, Any, Final, TypeVar
 from distpool.member import Member, default_member, process_reader
 from distpool.messages import DRIVER
 from distpool.output import How, checked_mode
@@ -26,6 +26,10 @@ from distpool.pools.owned import OwnedWorkers
 from distpool.pools.promising import Promising
 from distpool.refs import Future
 from distpool.transport import Deadline
+
+if TYPE_CHECKING:
+    from distpool.managers.interface import ClusterManager
+    from distpool.managers.machines import MachineSpec
 
 T = TypeVar("T")
 
@@ -41,13 +45,16 @@ class WorkerPool(Promising):
 
     ``WorkerPool([2, 3])`` uses processes that exist; ``WorkerPool(processes=4)`` starts four local workers of its own
     (``processes=None``: one for each core that this process may use), replaces those that die and removes them at the
-    end of the ``with`` block. ``initializer(*initargs)`` runs on each of its own workers before any task; ``preload``
-    names modules that they share. What they print is shown as ``output`` says (see ``addprocs``; by default as if it
-    were printed here), what they log is handled here if ``logging`` says so; ``env`` has environment variables for
-    them, beside those of this process. With ``max_tasks_per_child=n`` a worker is replaced by a fresh one when it has
-    run ``n`` tasks, however they were sent there (what ``remotecall`` runs on a taken worker does not count, a task
-    that was cancelled on its way does). The next one is made ready while it runs the last ones, so there may be two
-    processes for each place then.
+    end of the ``with`` block. With ``manager=`` the workers of its own are those that a ``ClusterManager`` starts, all
+    of them (``SlurmManager(8)``); ``machines=["h1", ("h2", 4)]`` are machines that ssh can log in to (``SSHManager``).
+    The pool grows when more of them come, and is smaller after a death if the manager cannot start another. ``options``
+    are those of ``addprocs`` that have no name here (``{"tls": True, "timeout": 300}``). ``initializer(*initargs)``
+    runs on each of its own workers before any task; ``preload`` names modules that they share. What they print is shown
+    as ``output`` says (see ``addprocs``; by default as if it were printed here), what they log is handled here if
+    ``logging`` says so; ``env`` has environment variables for them, beside those of this process. With
+    ``max_tasks_per_child=n`` a worker is replaced by a fresh one when it has run ``n`` tasks, however they were sent
+    there (what ``remotecall`` runs on a taken worker does not count, a task that was cancelled on its way does). The
+    next one is made ready while it runs the last ones, so there may be two processes for each place then.
 
     With ``wait=False`` the constructor returns at once: workers start meanwhile, tasks wait for them, and what the
     constructor would raise each task raises. With ``replace=False`` the first worker that dies takes the others with
@@ -67,6 +74,9 @@ class WorkerPool(Promising):
         pids: Iterable[int] | None = None,
         *,
         processes: int | None = _NOT_GIVEN,
+        manager: ClusterManager | None = None,
+        machines: Iterable[MachineSpec] | None = None,
+        options: Mapping[str, Any] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
         preload: Sequence[str] = (),
@@ -78,21 +88,25 @@ class WorkerPool(Promising):
         wait: bool = True,
     ) -> None:
         self._owned: OwnedWorkers | None = None
-        if processes is not _NOT_GIVEN:
-            if pids is not None:
-                raise TypeError("WorkerPool() takes pids, or processes=, but not both")
+        if sum((pids is not None, processes is not _NOT_GIVEN, manager is not None, machines is not None)) > 1:
+            raise TypeError("WorkerPool() takes one of pids, processes=, manager= and machines=")
+        if machines is not None:
+            from distpool.managers.ssh import SSHManager  # here: most programs stay on one machine
+
+            manager = SSHManager(machines)
+        if processes is not _NOT_GIVEN or manager is not None:
             self._set_up(Member(DRIVER, process_reader()))
-            options = {"output": checked_mode(output), "logging": logging, "env": dict(env or {})}
+            how = {"output": checked_mode(output), "logging": logging, "env": dict(env or {}), **(options or {})}
             self._owned = OwnedWorkers(
                 self._member,
                 self._dispatch,
-                processes,
+                processes if manager is None else manager,
                 initializer,
                 tuple(initargs),
                 tuple(preload),
                 max_tasks_per_child,
                 replace,
-                options,
+                how,
             )
             self._dispatch.is_replenished = True
             if wait:
@@ -102,10 +116,12 @@ class WorkerPool(Promising):
             # A pool that nobody has any more ends its workers: jobs under way and futures that wait keep it.
             weakref.finalize(self, self._member.reader.run_soon, self._owned.abandon).atexit = False
             return
-        is_setting_up = initializer is not None or preload or env or max_tasks_per_child is not None
+        is_setting_up = initializer is not None or preload or env or options or max_tasks_per_child is not None
         if is_setting_up or not (replace and wait) or output != "raw" or logging is not False:
-            names = "initializer=, preload=, output=, logging=, env=, max_tasks_per_child=, replace= and wait="
-            raise TypeError(f"{names} are for workers of the pool's own: give processes= as well")
+            names = (
+                "initializer=, preload=, output=, logging=, env=, options=, max_tasks_per_child=, replace= and wait="
+            )
+            raise TypeError(f"{names} are for workers of the pool's own: give processes= or manager= as well")
         self._set_up(default_member())
         for pid in pids or ():
             self.push(pid)
