@@ -102,7 +102,6 @@ _ROOMS = {
     "channel": ("Channel",),
     "connections": ("current_peer", "init_worker", "process_messages", "worker_id_from_socket"),
     "cookie": ("cluster_cookie",),
-    "cores": ("usable_cores",),
     "errors": (
         "ChannelClosedError",
         "CompositeException",
