@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
 CENSUS = EXAMPLES / "source_census.py"
+COMMAND = EXAMPLES / "command_manager.py"
 GUARD = 'if __name__ == "__main__":\n    main()\n'
 
 Finished = subprocess.CompletedProcess[str]
@@ -52,7 +54,7 @@ def sequential(folder: Path) -> Finished:
 
 def test_every_example_is_tested() -> None:
     """An example that is added is added here, too."""
-    assert sorted(EXAMPLES.glob("*.py")) == [CENSUS]
+    assert sorted(EXAMPLES.glob("*.py")) == [COMMAND, CENSUS]
 
 
 def test_census_of_one_process(folder: Path, sequential: Finished) -> None:
@@ -101,3 +103,29 @@ def test_census_of_single_files_with_a_limit(folder: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("2 files: 2 read, 0 skipped\n")
     assert f"{len(files)} files found, the first 2 are read" in finished.stderr
+
+
+def test_workers_behind_commands() -> None:
+    """Two shells become workers: all work is done, and one worker calls the other, over standard input and output."""
+    finished = run(COMMAND)
+    assert finished.returncode == 0, finished.stderr
+    *answers, last = finished.stdout.splitlines()
+    assert [answer.split(",")[0] for answer in answers] == [f"{n} squared is {n * n}" for n in range(1, 7)]
+    assert last == "worker 2 called worker 3"
+    assert finished.stderr == ""
+
+
+def test_workers_behind_commands_that_say_other_things_first() -> None:
+    """A banner of a login is passed over, and what a task prints does not get between the messages."""
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])  # its python3 is this one
+    login = f"echo Welcome!; export PATH={shlex.quote(path)}; exec sh"
+    finished = run(COMMAND, shlex.join(["sh", "-c", login]))
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.endswith("worker 2 called worker 2\n")
+
+
+def test_a_command_that_is_no_shell() -> None:
+    """The error names the command; nothing hangs."""
+    finished = run(COMMAND, "false")
+    assert finished.returncode == 1
+    assert "LaunchWorkerError: 'false' ended before a worker had begun" in finished.stderr
