@@ -22,6 +22,7 @@ may run on the reading thread and only moves records. Rooms, each using those ab
     results   what comes from workers, and what is lost with them
     here      this process as a worker
     sending   tasks into envelopes, envelopes to workers
+    background maps that no thread owns
     front     Dispatch, and the loops of a thread that owns a job
 """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distpool.dispatch.background import Background
 from distpool.dispatch.holding import Holding
 from distpool.dispatch.judging import Judging
 from distpool.dispatch.ledger import Ledger
@@ -17,7 +18,7 @@ from distpool.dispatch.sharing import Sharing
 from distpool.dispatch.slots import Slot
 from distpool.dispatch.turnover import Turnover
 from distpool.futures import Outcome
-from distpool.jobs import Job, MapJob, StreamJob
+from distpool.jobs import Job, MapJob, PromisedMap, StreamJob
 from distpool.light import Any
 from distpool.member import Member
 from distpool.transport import Deadline
@@ -43,6 +44,7 @@ class Dispatch:
         self.pump = sending.pump
         self.start = self._listing.start
         self.pass_on = self._listing.pass_on
+        self._background = Background(self.start, self.pump, member.threads.run)
         self.forget = self._listing.forget
         self.put = self._holding.put
         self.workers = self._ledger.pids
@@ -71,6 +73,7 @@ class Dispatch:
     def give_up(self, error: BaseException) -> None:
         """There will be no worker any more: every task that waits fails with ``error``, now and later."""
         self._listing.give_up(error)
+        self._background.start_all()  # which fails them
         self._holding.wake_drainers()
 
     @property
@@ -84,6 +87,7 @@ class Dispatch:
 
     def drain(self) -> None:
         """Wait until everything that was submitted is done."""
+        self._background.start_all()
         self._holding.drain(lambda: self.broken is not None)
 
     # -- the owner of a job --------------------------------------------------------------------------------------
@@ -103,6 +107,10 @@ class Dispatch:
             raise
         finally:
             self.drop(job)
+
+    def run_aside(self, job: PromisedMap) -> None:
+        """Do a whole map in the background; its promise is told."""
+        self._background.add(job)
 
     def stream(self, job: StreamJob) -> Iterator[Any]:
         """Yield the results of a stream; feed it meanwhile. Closing the iterator drops what is left."""

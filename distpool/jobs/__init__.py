@@ -14,6 +14,7 @@ away. Rooms, each using those above it:
     retries  what to do when a task fails
     job      what dispatch needs of every job
     inputs   maps and streams, which read the user's iterables
+    promised maps that no thread owns
     single   calls that were submitted one by one
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from .inputs import InputJob, MapJob, StreamJob
 from .job import ENVELOPE_SECONDS, GROWTH, Job, Run, next_number
+from .promised import PromisedMap
 from .retries import Retries
 from .single import CallJob
 
@@ -31,6 +33,7 @@ __all__ = [
     "InputJob",
     "Job",
     "MapJob",
+    "PromisedMap",
     "Retries",
     "Run",
     "StreamJob",

@@ -100,25 +100,32 @@ class InputJob(Job):
 
 
 class MapJob(InputJob):
-    """All results in input order, or the error of the first task that failed."""
+    """All results in input order, or the error of the first task that failed.
 
-    def __init__(self, f: Callable[..., Any], iterables: tuple[Iterable[Any], ...], **options: Any) -> None:
+    With ``fail_fast`` nothing more is read after a failure, and only what comes before it is waited for; else all tasks
+    are done.
+    """
+
+    def __init__(
+        self, f: Callable[..., Any], iterables: tuple[Iterable[Any], ...], *, fail_fast: bool = True, **options: Any
+    ) -> None:
         super().__init__(f, iterables, **options)
+        self._fail_fast = fail_fast
         self._chunks: list[tuple[int, list[Any]]] = []
         self._failed_at: int | None = None  # the lowest task that failed
 
     def keep(self, first: int, results: list[Any]) -> bool:
-        """Store results; after a failure nothing more is read, and only what comes before it is waited for."""
+        """Store results, and note which task is the first that failed."""
         self._chunks.append((first, results))
         if len(results) == 1 and isinstance(results[0], Outcome) and not results[0].ok:
             self._failed_at = first if self._failed_at is None else min(first, self._failed_at)
-            self.exhausted = True
+            self.exhausted = self.exhausted or self._fail_fast
         return self.is_finished
 
     @property
     def is_finished(self) -> bool:
         """True when the results, or the error to raise, are known."""
-        if self._failed_at is not None:
+        if self._failed_at is not None and self._fail_fast:
             before = sum(len(results) for first, results in self._chunks if first < self._failed_at)
             return before >= self._failed_at
         return self.exhausted and self.settled == self.read
@@ -237,6 +244,10 @@ class StreamJob(InputJob):
     def is_done(self) -> bool:
         """True when all results have come, taken or not."""
         return self.exhausted and self.settled >= self.read
+
+    def hurry(self) -> None:
+        """Read ahead of the consumer without a limit from now on."""
+        self._buffer_size = sys.maxsize
 
     def forsake(self) -> None:
         """Nobody will take results any more; the tasks are wanted all the same."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from distpool.dispatch import Dispatch
 from distpool.futures import Promise
-from distpool.jobs import CallJob, StreamJob
+from distpool.jobs import CallJob, PromisedMap, StreamJob
 from distpool.light import Any
 from distpool.member import Member
 from distpool.pickling import dump_arguments
@@ -72,9 +72,19 @@ class ResultStream:
         """True when all tasks are done, whether or not their results were taken."""
         return self._job.is_done
 
+    @property
+    def input_error(self) -> BaseException | None:
+        """What the input has raised, if it has."""
+        return self._job.input_error
+
     def stop(self, error: BaseException) -> None:
         """Read no more input; what has been sent to workers is done, and after that ``outcomes`` raises ``error``."""
         self._job.stop_reading(error)
+        self._job.demand()
+
+    def hurry(self) -> None:
+        """Read all input, however far ahead of who takes results."""
+        self._job.hurry()
         self._job.demand()
 
     def close(self, interrupt: bool = False) -> None:
@@ -148,18 +158,33 @@ class Promising(AbstractWorkerPool):
         /,
         *iterables: Iterable[Any],
         star: bool = False,
-        buffersize: int | None = None,
+        ordered: bool = True,
+        buffersize: int | str | None = None,
         **options: Any,
     ) -> ResultStream:
-        """Begin ``map(f, *iterables)`` now; the results are taken from what is returned, in input order.
+        """Begin ``map(f, *iterables)`` now; the results are taken from what is returned, in input order if ``ordered``.
 
-        At most ``buffersize`` tasks are read ahead of who takes results (None: all, as fast as workers want them). The
-        input is read in this thread, in those that take results, and in call threads. With ``star`` each item is a
-        tuple of arguments. Options as for ``map``.
+        At most ``buffersize`` tasks are read ahead of who takes results (None: all, as fast as workers want them;
+        "auto": a few envelopes for each worker). The input is read in this thread, in those that take results, and in
+        call threads. With ``star`` each item is a tuple of arguments. Options as for ``map``.
         """
         self._check_open()
-        job = self._stream_job(f, iterables, True, sys.maxsize if buffersize is None else buffersize, options, star)
-        return ResultStream(self._dispatch, self._member, job)
+        ahead = sys.maxsize if buffersize is None else None if isinstance(buffersize, str) else buffersize
+        return ResultStream(self._dispatch, self._member, self._stream_job(f, iterables, ordered, ahead, options, star))
+
+    def map_into(
+        self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], /, *, star: bool = False, **options: Any
+    ) -> None:
+        """Do ``map(f, iterable, fail_fast=False)`` in the background; its outcome, a list, goes to ``promise``.
+
+        Maps are taken up in the order in which they came, when workers have nothing of earlier ones to begin; the input
+        is read in this thread and in call threads. Only ``promise.resolve`` is called, and that with an ``Outcome``:
+        the results are opened and put together by whoever asks it. With ``star`` each item is a tuple of arguments.
+        Options as for ``map``.
+        """
+        self._check_open()
+        self._dispatch.run_aside(self._promised_map(promise, f, iterable, star, options))
+        self._member.reader.expect()
 
     @property
     def broken(self) -> BaseException | None:
@@ -167,6 +192,11 @@ class Promising(AbstractWorkerPool):
         return self._dispatch.broken
 
     def _check_open(self) -> None:
+        raise NotImplementedError
+
+    def _promised_map(
+        self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], star: bool, options: dict[str, Any]
+    ) -> PromisedMap:
         raise NotImplementedError
 
     def _call_job(self, f: Callable[..., Any]) -> CallJob:

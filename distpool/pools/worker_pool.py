@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from distpool.dispatch import Dispatch
 from distpool.errors import ProcessExitedException
-from distpool.futures import TaskFuture
-from distpool.jobs import CallJob, MapJob, Retries, StreamJob
+from distpool.futures import Promise, TaskFuture
+from distpool.jobs import CallJob, MapJob, PromisedMap, Retries, StreamJob
 from distpool.light import TYPE_CHECKING, Any, Final, TypeVar
 from distpool.member import Member, default_member, process_reader
 from distpool.messages import DRIVER
@@ -180,6 +180,16 @@ class WorkerPool(Promising):
         """Return the members, free and busy."""
         return self._dispatch.workers()
 
+    def os_pids(self) -> dict[int, int]:
+        """Return the operating system's process ids of the members, by pid; of those whose process is known here."""
+        configs, found = self._member.configs, {}
+        for pid in self._dispatch.workers():
+            config = configs.get(pid)
+            os_pid = getattr(config.process, "os_pid", None) if config is not None else None
+            if os_pid is not None:
+                found[pid] = os_pid
+        return found
+
     def take(self, timeout: float | None = None) -> int:
         """Return a member that has nothing to do and hold it until ``put``; waits for one.
 
@@ -217,6 +227,7 @@ class WorkerPool(Promising):
         on_error: Callable[[BaseException], Any] | None = None,
         retry_delays: Iterable[float] = (),
         retry_check: Callable[..., Any] | None = None,
+        fail_fast: bool = True,
     ) -> list[T]:
         """Return ``[f(x) for x in iterable]``, computed by the workers; with several iterables ``f(x, y, ...)``.
 
@@ -224,18 +235,22 @@ class WorkerPool(Promising):
         fixes it. ``timeout`` limits each task, in seconds: one that takes longer is interrupted, if need be with its
         worker, and counts as failed with TimeoutError. A failed task is given to ``on_error(exception)``, whose value
         takes its place; without it, or when it raises, the task is tried again after each of ``retry_delays`` (seconds)
-        as long as ``retry_check(attempt, exception)`` agrees. Handlers run in this process.
+        as long as ``retry_check(attempt, exception)`` agrees. Handlers run in this process. When a task has failed for
+        good, those that have not begun are dropped; with ``fail_fast=False`` all are done before this raises.
 
         Raises the error of the first failed task in input order: a RemoteException that is also of the original type,
         or ProcessExitedException when the worker died in it; the input's own error as it is; TypeError for what cannot
         be pickled.
         """
         options = map_options(batch_size, timeout, on_error, retry_delays, retry_check)
-        return self._run(MapJob(f, _checked_input(iterables), **self._function(f), **options))
+        return self._run(MapJob(f, _checked_input(iterables), fail_fast=fail_fast, **self._function(f), **options))
 
-    def starmap(self, f: Callable[..., T], iterable: Iterable[Iterable[Any]], /, **options: Any) -> list[T]:
+    def starmap(
+        self, f: Callable[..., T], iterable: Iterable[Iterable[Any]], /, *, fail_fast: bool = True, **options: Any
+    ) -> list[T]:
         """Return ``[f(*args) for args in iterable]``; options as for ``map``."""
-        return self._run(MapJob(f, (iterable,), star=True, **self._function(f), **map_options(**options)))
+        checked = map_options(**options)
+        return self._run(MapJob(f, (iterable,), star=True, fail_fast=fail_fast, **self._function(f), **checked))
 
     def _run(self, job: MapJob) -> list[Any]:
         self._check_open()
@@ -296,6 +311,12 @@ class WorkerPool(Promising):
             **self._function(f),
             **map_options(**options),
         )
+
+    def _promised_map(
+        self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], star: bool, options: dict[str, Any]
+    ) -> PromisedMap:
+        checked = map_options(**options)
+        return PromisedMap(promise, f, _checked_input((iterable,)), star=star, **self._function(f), **checked)
 
     def submit(self, f: Callable[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]:
         """Run ``f(*args, **kwargs)`` on the first worker that is free; return its future at once.

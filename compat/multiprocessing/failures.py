@@ -1,0 +1,50 @@
+"""Errors as ``multiprocessing.Pool`` raises them: the original exception, the worker's traceback as its cause.
+
+Used by ``results`` and ``streams``, in the thread that asks for a result.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.pool as standard
+from typing import Any
+
+import distpool
+
+# Users compare with them, and print them; the types know them not.
+MaybeEncodingError: Any = vars(standard)["MaybeEncodingError"]
+RemoteTraceback: Any = vars(standard)["RemoteTraceback"]
+
+
+def failure_of(error: BaseException) -> BaseException:
+    """Return what to raise for an error of distpool's."""
+    if not isinstance(error, distpool.RemoteException):
+        return pickling_error(error)
+    captured = error.captured
+    original = error.unwrap()
+    if captured.stage == "packing":
+        return _unsendable(original, captured.traceback)
+    original.__cause__ = _trace(captured.traceback)
+    return original.with_traceback(None)  # its frames are told of in the cause; once is enough
+
+
+def pickling_error(error: BaseException) -> BaseException:
+    """Return what pickle itself raised for an argument, of the type that users catch; our explanation is its cause."""
+    original = error.__cause__
+    if not isinstance(error, TypeError) or original is None or not str(error).startswith("cannot send "):
+        return error
+    error.__cause__ = None
+    original.__cause__ = error
+    return original
+
+
+def _unsendable(error: BaseException, traceback: str) -> BaseException:
+    """A result that could not be pickled. Its ``value`` is only described: it cannot be here."""
+    reason = pickling_error(error)
+    made: Any = MaybeEncodingError(reason, str(error))
+    made.value = str(error)
+    made.__cause__ = _trace(traceback)
+    return made  # type: ignore[no-any-return]
+
+
+def _trace(text: str) -> BaseException:
+    return RemoteTraceback(f'\n"""\n{text}"""')  # type: ignore[no-any-return]

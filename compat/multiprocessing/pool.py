@@ -1,0 +1,377 @@
+"""``multiprocessing.pool``: ``Pool`` on distpool's workers, ``ThreadPool`` and all else as the standard library has it.
+
+``Pool`` hands everything to a ``distpool.WorkerPool`` and gives its answers the standard library's shape. Differences,
+each on purpose: a worker that dies fails the call it was in with ``distpool.ProcessExitedException``, and only that;
+an initializer that fails does so once, and every call tells of it; calls that ``terminate`` cuts off fail instead of
+never being ready; lambdas, and functions of scripts and notebooks, work; there is no chunk size to guess; a worker may
+have children. Workers are no copies of this process: what the program had loaded or set before it made the pool is
+there only if a function brings it along, or the initializer makes it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from multiprocessing import pool as standard
+from multiprocessing import process
+from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE, ThreadPool
+from typing import Any
+
+import distpool
+
+from . import children, travel
+from .callbacks import Callbacks
+from .context import default
+from .failures import failure_of
+from .results import ApplyResult, MapResult
+from .streams import IMapIterator, IMapUnorderedIterator
+from .worker import Role, become, begin, worker_name
+
+__all__ = ["Pool", "ThreadPool"]
+
+Callback = Callable[[Any], object] | None
+
+# How often those look who ask for the workers before these have started, and for how long at most. Arbitrary.
+LOOK_SECONDS = 0.002
+START_SECONDS = 30.0
+
+
+class Pool(standard.Pool):
+    """A pool of worker processes; arguments and methods are those of ``multiprocessing.Pool``.
+
+    Args:
+        processes: how many workers; None: one for each core that this process may use.
+        initializer: called with ``initargs`` in each worker before anything else, also in those that replace others.
+            Locks, queues, pipes, shared memory and managers' proxies in ``initargs`` arrive working.
+        initargs: its arguments.
+        maxtasksperchild: how many calls a worker does before a fresh one takes its place; None: no limit.
+        context: from ``get_context()``; names of workers follow its start method, how they start does not.
+
+    Raises ValueError for numbers below 1, TypeError for an initializer that cannot be called.
+
+    >>> with Pool(2) as pool:
+    ...     pool.map(abs, [-1, -2]), pool.apply(pow, (2, 5))
+    ([1, 2], 32)
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+    ) -> None:
+        self._state = INIT  # looked at by __del__, whatever happens here
+        if processes is not None and processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        travel.register()
+        self._ctx = context or default.get_context()
+        self._processes = distpool.usable_cores() if processes is None else processes
+        self._births = _Births(_role(self._ctx))
+        self._kept = tuple(initargs)  # locks in it must live as long as workers may open them
+        self._native = distpool.WorkerPool(
+            processes=self._processes,
+            initializer=begin,
+            initargs=(self._births, initializer, self._kept),
+            max_tasks_per_child=maxtasksperchild,
+            wait=False,
+        )
+        self._workers: dict[int, children.PoolWorker] = {}  # by pid
+        self._callbacks = Callbacks(self._native.run_aside)
+        self._streams: weakref.WeakSet[distpool.ResultStream] = weakref.WeakSet()
+        self._ended = threading.Event()  # its workers are gone
+        self._is_terminated = False
+        self._state = RUN
+        children.pools.add(self)
+
+    def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:
+        # The workers end by themselves when the native pool is collected.
+        if self._state == RUN:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+
+    def __repr__(self) -> str:
+        cls = type(self)
+        return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={self._processes}>"
+
+    def __reduce__(self) -> Any:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    def _check_running(self) -> None:
+        if self._state != RUN:
+            raise ValueError("Pool not running")
+
+    # -- one call ------------------------------------------------------------------------------------------------
+
+    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
+        """Return ``func(*args, **kwds)``, computed by a worker; waits for it."""
+        return self.apply_async(func, args, kwds).get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> ApplyResult:
+        """Begin ``func(*args, **kwds)`` in a worker; return its result to be.
+
+        When it is there, ``callback(value)`` or ``error_callback(exception)`` is called, in one thread for all results
+        of the pool, before the result says that it is ready. Arguments are pickled now.
+        """
+        self._check_running()
+        result = ApplyResult(self, callback, error_callback)
+        try:
+            self._native.submit_into(result, func, *args, **kwds)
+        except Exception as error:  # as the standard library, which pickles in another thread: the result's error
+            result.resolve(_Failure(error))
+        if callback is not None or error_callback is not None:
+            self._native.attend()
+        return result
+
+    # -- maps ----------------------------------------------------------------------------------------------------
+
+    def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
+        """Return ``[func(x) for x in iterable]``, computed by the workers.
+
+        ``chunksize`` tasks travel together; None: as many as measuring says. All tasks are done before the first
+        failure, in input order, is raised.
+        """
+        return self._map(self._native.map, func, iterable, chunksize)
+
+    def starmap(
+        self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[Any]:
+        """Return ``[func(*args) for args in iterable]``; otherwise as ``map``."""
+        return self._map(self._native.starmap, func, iterable, chunksize)
+
+    def _map(
+        self, do: Callable[..., list[Any]], func: Any, iterable: Iterable[Any], chunksize: int | None
+    ) -> list[Any]:
+        self._check_running()
+        try:
+            return do(func, iterable, batch_size=_batch_size(chunksize), fail_fast=False)
+        except (distpool.RemoteException, TypeError) as error:
+            failure = failure_of(error)
+        raise failure
+
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> MapResult:
+        """Begin ``map``; return its result to be. Callbacks as for ``apply_async``."""
+        return self._map_aside(func, iterable, chunksize, callback, error_callback, star=False)
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> MapResult:
+        """Begin ``starmap``; return its result to be. Callbacks as for ``apply_async``."""
+        return self._map_aside(func, iterable, chunksize, callback, error_callback, star=True)
+
+    def _map_aside(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Callback,
+        error_callback: Callback,
+        star: bool,
+    ) -> MapResult:
+        self._check_running()
+        batch_size = _batch_size(chunksize)
+        if not hasattr(iterable, "__len__"):
+            iterable = list(iterable)  # what it raises comes now, as in the standard library
+        result = MapResult(self, callback, error_callback)
+        try:
+            self._native.map_into(result, func, iterable, star=star, batch_size=batch_size)
+        except TypeError as error:  # the function cannot be pickled
+            result.resolve(_Failure(error))
+        if callback is not None or error_callback is not None:
+            self._native.attend()
+        return result
+
+    # -- iterators -----------------------------------------------------------------------------------------------
+
+    def imap(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> IMapIterator:
+        """Begin a map; return an iterator over the results in input order, with ``next(timeout)``.
+
+        The input is read ``buffersize`` chunks ahead of who takes results (None: a few messages' worth for each
+        worker), and to its end once the pool is closed or the iterator dropped. ``chunksize`` tasks travel together;
+        None: as many as measuring says.
+        """
+        return IMapIterator(self, self._stream(func, iterable, chunksize, buffersize, ordered=True))
+
+    def imap_unordered(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> IMapUnorderedIterator:
+        """As ``imap``, but results come as soon as they are there."""
+        return IMapUnorderedIterator(self, self._stream(func, iterable, chunksize, buffersize, ordered=False))
+
+    def _stream(
+        self, func: Any, iterable: Iterable[Any], chunksize: int | None, buffersize: int | None, ordered: bool
+    ) -> distpool.ResultStream:
+        self._check_running()
+        batch_size = _batch_size(chunksize)
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        if chunksize is not None and chunksize > 1:
+            iterable = _whole_chunks(iter(iterable), chunksize)
+        try:
+            stream = self._native.stream(
+                func,
+                iterable,
+                ordered=ordered,
+                buffersize="auto" if buffersize is None else buffersize * (chunksize or 1),
+                batch_size=batch_size,
+            )
+        except TypeError as error:
+            raise failure_of(error) from None
+        self._streams.add(stream)
+        return stream
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take no more work; the workers end when all of it is done, which ``join`` waits for."""
+        if self._state == RUN:
+            self._state = CLOSE
+            for stream in list(self._streams):
+                stream.hurry()
+            self._native.run_aside(self._end)
+
+    def _end(self) -> None:
+        try:
+            self._native.close()
+            self._callbacks.wait()
+        finally:
+            self._has_ended()
+
+    def terminate(self) -> None:
+        """End the workers at once, by SIGTERM. Calls that are not done fail; their callbacks are not called."""
+        self._state = TERMINATE
+        self._is_terminated = True
+        self._native.terminate(signal.SIGTERM)
+        self._has_ended()
+
+    def _has_ended(self) -> None:
+        children.pools.discard(self)
+        self._ended.set()
+
+    def join(self) -> None:
+        """Wait until all is done and the workers have ended, after ``close`` or ``terminate``; else ValueError."""
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        if self._state not in (CLOSE, TERMINATE):
+            raise ValueError("In unknown state")
+        self._ended.wait()
+
+    # -- what programs look at, although it is private ---------------------------------------------------------------
+
+    @property
+    def _pool(self) -> list[children.PoolWorker]:
+        """The workers as process objects."""
+        end = time.monotonic() + START_SECONDS
+        while True:
+            os_pids = self._native.os_pids()
+            is_over = self._ended.is_set() or self._native.broken is not None or time.monotonic() > end
+            if is_over or len(os_pids) >= self._processes:
+                break
+            time.sleep(LOOK_SECONDS)
+        known = self._workers
+        self._workers = {
+            pid: known[pid] if pid in known and known[pid].pid == os_pid else self._worker(pid, os_pid)
+            for pid, os_pid in os_pids.items()
+        }
+        return list(self._workers.values())
+
+    def _worker(self, pid: int, os_pid: int) -> children.PoolWorker:
+        identity = self._births.identity(pid)
+        return children.PoolWorker(worker_name(self._births.role.start_method, identity), identity, os_pid)
+
+    def _repopulate_pool(self) -> None:
+        """The native pool does that by itself."""
+
+
+class _Births:
+    """What each worker is told first: who it is. Pickled for each, with another number each time."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self._numbers: dict[int, int] = {}  # by pid; counted with all processes of this one
+
+    def identity(self, pid: int) -> tuple[int, ...]:
+        """Who a worker was told that it is."""
+        return (*self.role.parent_identity, self._numbers.get(pid, 0))
+
+    def __reduce__(self) -> Any:
+        number = self._numbers[distpool.current_peer()] = next(process._process_counter)  # type: ignore[attr-defined]
+        return become, (self.role, number)
+
+
+class _Failure(distpool.Outcome):
+    """A call that was never sent."""
+
+    ok = False
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def value(self) -> Any:
+        """Raise the reason."""
+        raise self._error
+
+
+def _role(context: Any) -> Role:
+    """What all workers of a pool are told."""
+    me = process.current_process()
+    return Role(context.get_start_method(), bytes(me.authkey), me.name, os.getpid(), tuple(me._identity))
+
+
+def _batch_size(chunksize: int | None) -> int | str:
+    if chunksize is None:
+        return "auto"
+    if chunksize < 1:
+        raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
+    return chunksize
+
+
+def _whole_chunks(items: Iterator[Any], size: int) -> Iterator[Any]:
+    """The items, each chunk read as a whole: where the input raises, what belongs to the same chunk is not done."""
+    while chunk := list(islice(items, size)):
+        yield from chunk
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(standard, name)

@@ -1,0 +1,152 @@
+"""What ``apply_async``, ``map_async`` and ``starmap_async`` return.
+
+A result is the promise that the pool keeps: its outcome comes straight from the message, on the reading thread, which
+stores it and wakes. It is opened (which may run the user's code) by whoever asks first, or by the callback thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import TimeoutError, pool
+from typing import TYPE_CHECKING, Any
+
+import distpool
+
+from .failures import failure_of
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+_PENDING: Any = object()
+
+# Protects who waits for which result. One for all of them: it is held for an instant, and a lock for each of a million
+# results would cost more than it saves.
+_lock = threading.Lock()
+
+
+class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard library's, for isinstance()
+    """The result of one call, when it is there."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._pool: Pool | None = pool  # which must not end before
+        self._callback = callback
+        self._error_callback = error_callback
+        self._outcome: Any = _PENDING
+        self._waiters: list[distpool.Waiter] | None = None
+        self._success = True
+        self._value: Any = _PENDING
+
+    # -- asked by users ------------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Tell whether there is a value or an exception."""
+        return self._outcome is not _PENDING
+
+    def successful(self) -> bool:
+        """Tell whether there is a value; ValueError while there is nothing."""
+        if self._outcome is _PENDING:
+            raise ValueError(f"{self!r} not ready")
+        self._open()
+        return self._success
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it is ready, at most ``timeout`` seconds; also for its callback."""
+        pool = self._pool
+        if pool is None or self._outcome is not _PENDING:
+            return
+        waiter = distpool.Waiter()
+        with _lock:
+            if self._outcome is not _PENDING:
+                return
+            self._waiters = [*(self._waiters or ()), waiter]
+        try:
+            pool._native.wait_for(waiter, timeout)
+        finally:
+            if not waiter.done:
+                with _lock:
+                    self._waiters = [other for other in self._waiters or () if other is not waiter] or None
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the value, or raise what the call raised; ``multiprocessing.TimeoutError`` after ``timeout``."""
+        if self._outcome is _PENDING:
+            self.wait(timeout)
+            if self._outcome is _PENDING:
+                raise TimeoutError
+        self._open()
+        if self._success:
+            return self._value
+        raise self._value
+
+    def _open(self) -> None:
+        if self._value is not _PENDING:
+            return
+        outcome = self._outcome
+        value: Any = outcome
+        success = True
+        if isinstance(outcome, distpool.Outcome):
+            try:
+                value = outcome.value()
+            except BaseException as error:  # it is data here
+                value, success = failure_of(error), False
+        with _lock:  # every thread gets the same object
+            if self._value is _PENDING:
+                self._success, self._value = success, value
+                self._outcome = None
+
+    # -- told by the pool, on the reading thread -------------------------------------------------------------------
+
+    def leave(self) -> bool:
+        """It is about to be sent."""
+        return True
+
+    def come_back(self) -> None:
+        """It waits again."""
+
+    def cancelled(self) -> bool:
+        """Never: the standard library cannot do that."""
+        return False
+
+    def resolve(self, outcome: Any) -> None:
+        """Take what became of it; first the callback, if there is one, then it is ready."""
+        pool = self._pool
+        if pool is None:
+            return
+        if (self._callback is None and self._error_callback is None) or pool._is_terminated:
+            self._be_ready(outcome)
+        else:
+            pool._callbacks.add(partial(self._call_back, outcome))
+
+    def _call_back(self, outcome: Any) -> None:
+        """In the callback thread."""
+        try:
+            done = ApplyResult(self._pool)  # type: ignore[arg-type]
+            done._outcome = outcome
+            done._open()
+            self._success, self._value = done._success, done._value
+            callback = self._callback if done._success else self._error_callback
+            if callback is not None:
+                callback(done._value)
+        finally:
+            self._be_ready(None)
+
+    def _be_ready(self, outcome: Any) -> None:
+        with _lock:
+            self._outcome = outcome
+            waiters, self._waiters = self._waiters, None
+            self._pool = None
+        for waiter in waiters or ():
+            waiter.complete()
+
+
+class MapResult(ApplyResult, pool.MapResult):  # type: ignore[type-arg]
+    """The results of a map, when all are there."""
+
+
+AsyncResult = ApplyResult

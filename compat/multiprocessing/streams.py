@@ -1,0 +1,82 @@
+"""What ``imap`` and ``imap_unordered`` return: iterators over a map that has begun.
+
+The map goes on whether or not anybody takes results, but reads its input only some way ahead of who does. When the pool
+is closed it reads on to the end, for ``join`` promises that all is done; so it does when the iterator is dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from multiprocessing import TimeoutError, pool
+from typing import TYPE_CHECKING, Any
+
+import distpool
+
+from .failures import failure_of
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+
+class IMapIterator(pool.IMapIterator):  # type: ignore[type-arg]  # the standard library's, for isinstance()
+    """Results one by one. A task that failed raises when its turn comes, and the iterator goes on after it."""
+
+    def __init__(self, pool: Pool, stream: distpool.ResultStream) -> None:
+        self._pool: Pool | None = pool  # which must not end before
+        self._stream = stream
+        self._outcomes: Iterator[Any] = stream.outcomes()
+        self._lock = threading.Lock()  # one thread at a time takes results
+
+    def __iter__(self) -> IMapIterator:
+        return self
+
+    def next(self, timeout: float | None = None) -> Any:
+        """Return the next result, or raise what it raised; StopIteration at the end.
+
+        ``multiprocessing.TimeoutError`` after ``timeout`` seconds; it may be asked for again then.
+        """
+        if not self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise TimeoutError
+        try:
+            outcome = self._take(timeout)
+        finally:
+            self._lock.release()
+        if not isinstance(outcome, distpool.Outcome):
+            return outcome
+        try:
+            return outcome.value()
+        except BaseException as error:
+            failure = failure_of(error)
+        raise failure
+
+    __next__ = next
+
+    def _take(self, timeout: float | None) -> Any:
+        if self._pool is None:
+            raise StopIteration
+        outcomes = self._outcomes if timeout is None else self._stream.outcomes(timeout)
+        try:
+            return next(outcomes)
+        except StopIteration:
+            self._end()
+            raise
+        except Exception as error:
+            if error is not self._stream.input_error:
+                raise TimeoutError from None
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """Nothing more comes out."""
+        self._pool = None
+
+    def __del__(self) -> None:
+        # As the standard library: the tasks are done even if nobody looks. Not if it was never made whole.
+        stream = getattr(self, "_stream", None)
+        if stream is not None and not stream.is_finished:
+            stream.forsake()
+
+
+class IMapUnorderedIterator(IMapIterator, pool.IMapUnorderedIterator):  # type: ignore[type-arg]
+    """Results as they come."""

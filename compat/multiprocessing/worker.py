@@ -1,0 +1,222 @@
+"""What a worker is told when it starts, and what it tells those who ask ``multiprocessing`` who they are.
+
+Run in workers before anything else of the user's. Most tasks never ask, and importing ``multiprocessing`` would cost a
+worker as much as its whole start, so nothing is imported here: what is to be done to a module of the standard library
+is done when somebody imports that module (``Watcher``). Owns, in a worker: who it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import distpool
+
+from . import travel
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
+
+class Role(NamedTuple):
+    """Who a worker is to be; made in the driver, for all workers of a pool but for their numbers."""
+
+    start_method: str  # as the context of the pool says it; names and get_start_method() follow it
+    authkey: bytes
+    parent_name: str
+    parent_pid: int
+    parent_identity: tuple[int, ...]
+
+
+class _Self(NamedTuple):
+    role: Role
+    identity: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name as a process."""
+        return worker_name(self.role.start_method, self.identity)
+
+
+def worker_name(start_method: str, identity: Sequence[int]) -> str:
+    """Return the name of a worker of a pool: ForkPoolWorker-1, or ForkPoolWorker-1:2 for a worker of a worker."""
+    kind = {"fork": "Fork", "spawn": "Spawn", "forkserver": "ForkServer"}.get(start_method, "")
+    return f"{kind}PoolWorker-{':'.join(map(str, identity))}"
+
+
+def become(role: Role, number: int) -> None:
+    """Become a worker of a pool. Called once in each, when what it begins with is opened, before all else in that."""
+    travel.register()
+    me = _Self(role, (*role.parent_identity, number))
+    watcher = Watcher(
+        {
+            "multiprocessing.process": lambda module: _take_name(module, me),
+            "multiprocessing.context": lambda module: _take_method(module, me),
+            "multiprocessing.resource_tracker": share_tracker,
+            "logging": _name_processes,
+        }
+    )
+    watcher.begin()
+
+
+def begin(birth: None, initializer: Callable[..., object] | None, initargs: Sequence[Any]) -> None:
+    """Run the user's initializer. What it raises ends the pool. ``birth``: what ``become`` has returned."""
+    if initializer is not None:
+        initializer(*initargs)
+
+
+# -- modules of the standard library, when they are imported
+
+
+class Watcher:
+    """Calls a function with a module right after it was imported; at once if it has been."""
+
+    def __init__(self, acts: dict[str, Callable[[ModuleType], object]]) -> None:
+        self._acts = acts
+
+    def begin(self) -> None:
+        """Act on what is there; wait for the rest."""
+        for name in [name for name in self._acts if name in sys.modules]:
+            self._acts.pop(name)(sys.modules[name])
+        sys.meta_path.insert(0, self)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Let the other finders find it, and see its loader through. Called by the import system."""
+        act = self._acts.get(name)
+        if act is None:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Then(spec.loader, lambda module: self._act(name, module))  # type: ignore[assignment]
+                return spec
+        return None
+
+    def _act(self, name: str, module: ModuleType) -> None:
+        act = self._acts.pop(name, None)
+        if act is not None:
+            act(module)
+
+
+class _Then:
+    """A module's own loader, and something to do after it."""
+
+    def __init__(self, loader: Any, then: Callable[[ModuleType], object]) -> None:
+        self._loader = loader
+        self._then = then
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As the loader does it."""
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run it, as if we had never been here, and do what is to be done."""
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._then(module)
+
+
+# -- who am I
+
+
+def _take_name(process: Any, me: _Self) -> None:
+    """``current_process()`` and ``parent_process()`` answer as in a worker of the standard library's."""
+    role = me.role
+    myself = process.BaseProcess.__new__(_worker_class(process.BaseProcess))
+    old = process._current_process
+    myself._identity = me.identity
+    myself._config = {**old._config, "authkey": process.AuthenticationString(role.authkey)}
+    myself._parent_pid = role.parent_pid
+    myself._parent_name = role.parent_name
+    myself._popen = None
+    myself._closed = False
+    myself._name = me.name
+    process._current_process = myself
+    process._parent_process = process._ParentProcess(role.parent_name, role.parent_pid, _sentinel(role.parent_pid))
+
+
+def _worker_class(base: Any) -> Any:
+    """The class of ``current_process()``. A worker is a daemon, but may have children: ours end with their parent."""
+
+    class PoolWorker(base):  # type: ignore[misc]  # not known before it is imported
+        @property
+        def daemon(self) -> bool:
+            return True
+
+    return PoolWorker
+
+
+def _sentinel(os_pid: int) -> int:
+    """Return a descriptor that becomes readable when the parent has ended; stays open as long as this process."""
+    if hasattr(os, "pidfd_open"):
+        try:
+            return os.pidfd_open(os_pid)
+        except OSError:  # an old kernel, or a sandbox
+            pass
+    return os.pipe()[0]  # never readable: a worker does not outlive its parent, so as long as it asks, that lives
+
+
+def _take_method(context: Any, me: _Self) -> None:
+    """``get_start_method()`` answers as in the driver."""
+    default = context._default_context
+    if default.get_start_method() != me.role.start_method:
+        default.set_start_method(me.role.start_method, force=True)
+    else:
+        default.set_start_method(None, force=True)  # asking has fixed it
+
+
+def _name_processes(logging: object) -> None:
+    """Log records tell the name of the process only where ``multiprocessing`` was imported."""
+    __import__("multiprocessing.process")
+
+
+# -- the resource tracker
+
+
+def share_tracker(resource_tracker: Any) -> None:
+    """Let this process use the driver's resource tracker.
+
+    One of its own would end with the worker, and take the worker's shared memory with it. What has come from the driver
+    (``travel``) is the driver's to look after, and not even told of.
+    """
+    tracker, own_pid = resource_tracker._resource_tracker, os.getpid()
+    ensure_running, send = tracker.ensure_running, tracker._send
+
+    def ensure_shared() -> None:
+        if tracker._fd is None and os.getpid() == own_pid:  # else a process that a task has forked
+            tracker._fd = distpool.remotecall_fetch(lend_tracker, 1).detach()
+        ensure_running()
+
+    def send_unless_guest(command: str, name: str, kind: str) -> None:
+        if command != "REGISTER" or not guests.arrive:
+            send(command, name, kind)
+
+    tracker.ensure_running = ensure_shared
+    tracker._send = send_unless_guest
+
+
+def lend_tracker() -> distpool.Descriptor:
+    """Return what leads to this process's resource tracker. Called in the driver."""
+    from multiprocessing import resource_tracker
+
+    fd = resource_tracker.getfd()
+    assert fd is not None  # it is running now
+    return distpool.Descriptor(fd)
+
+
+class _Guests(threading.local):
+    """Whether this thread just now opens something that belongs to another process."""
+
+    arrive = False
+
+
+guests = _Guests()
