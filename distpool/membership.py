@@ -176,7 +176,7 @@ def addprocs(
             remove_workers(member, error.pids)
             error.pids = []
             raise
-        _warn(f"addprocs: {error}")
+        _warn("\n".join(["addprocs: not all workers have joined", *map(str, error.exceptions)]))
         return list(error.pids)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from support import leaks as leak_census
 from support.scripts import Finished, Script
+from support.sshd import Sshd, start_sshd
 
 # Examples that start processes or move megabytes have no meaningful limit per example; hangs are caught elsewhere.
 hypothesis.settings.register_profile("distpool", deadline=None, print_blob=True)
@@ -104,6 +105,14 @@ def _remove_workers() -> None:
     pids = [pid for pid in distpool.workers() if pid != 1]
     if pids:
         distpool.rmprocs(*pids, waitfor=30)
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A real ssh server on loopback: `addprocs(["h1", ("h2", 3)], sshflags=sshd.flags)`; skips where there is none."""
+    server = start_sshd(tmp_path_factory.mktemp("sshd"))
+    yield server
+    server.close()
 
 
 class StartScript(Protocol):

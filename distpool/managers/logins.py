@@ -48,8 +48,10 @@ REMEDIES: Final = (
     ("Connection timed out", "the machine does not answer: check its address, or the way to it"),
     ("No route to host", "the machine does not answer: check its address, or the way to it"),
     ("SyntaxError", "the Python there is too old: name one with distpool by exename= or venv="),
+    ("can't cd to", "name a directory that is there: dir="),
+    ("cd: ", "name a directory that is there: dir="),
     ("not found", "name a Python that is there: exename= or venv="),
-    ("No such file or directory", "name a Python and a directory that are there: exename= or venv=, dir="),
+    ("No such file or directory", "name a Python that is there: exename= or venv="),
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from itertools import count
 
 from distpool.cookie import cluster_cookie
 from distpool.errors import CompositeException, HandshakeError, LaunchWorkerError
+from distpool.interrupts import DeferredInterrupt
 from distpool.light import Any, Final
 from distpool.managers.commandline import SHELLS, RemoteStart, remote_command, ssh_command, worker_command
 from distpool.managers.interface import ClusterManager, Launched, WorkerConfig, worker_timeout
@@ -305,13 +306,16 @@ class _LoggingIn:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._logins: list[Login] = []
         self._pending: set[Login] = set()
         self._settled: deque[Login] = deque()
         self._arrival = Waiter()
 
     def begin(self, machine: Machine, command: list[str], first_words: bytes) -> None:
         """Start to log in to a machine."""
-        self._pending.add(Login(machine, command, first_words, self._reader, self._note))
+        with DeferredInterrupt():  # else Ctrl-C could leave a client that nobody knows
+            self._logins.append(Login(machine, command, first_words, self._reader, self._note))
+            self._pending.add(self._logins[-1])
 
     def _note(self, login: Login) -> None:
         self._settled.append(login)
@@ -331,8 +335,8 @@ class _LoggingIn:
         return None
 
     def abandon(self) -> None:
-        """End all that are not settled: nobody waits for them."""
-        for login in self._pending:
+        """End them all: nobody waits for them, or for what they have started."""
+        for login in self._logins:
             login.end()
 
 

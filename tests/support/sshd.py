@@ -6,6 +6,8 @@ the client configuration knows::
     h1 h2 h3       this machine
     stranger       this machine, with a host key that nobody has seen
     locked         this machine, with a key that the server does not know
+    chatty         this machine, with a login shell that talks, and not in whole lines
+    full           this machine, with a login shell that finds the disk full
     nobody-there   a port where nothing listens
 """
 
@@ -47,7 +49,9 @@ Host nobody-there
     Port 1
 Host locked
     IdentityFile {folder}/other_key
-Host * !locked
+Host chatty full
+    IdentityFile {folder}/%n_key
+Host * !locked !chatty !full
     IdentityFile {folder}/user_key
 Host stranger
     UserKnownHostsFile {folder}/empty
@@ -67,6 +71,14 @@ Host *
 """
 
 
+# What runs in the place of the command of a login, by host: as if it stood in a start-up file of the shell.
+_SHELLS = {
+    "chatty": r""""echo 'Welcome to chatty!'; echo 'mind the gap' >&2; printf 'no line end'; """
+    r'''eval \"$SSH_ORIGINAL_COMMAND\""''',
+    "full": r'''"echo 'last login: today' > /dev/full && eval \"$SSH_ORIGINAL_COMMAND\""''',
+}
+
+
 class Sshd:
     """The running server; ``flags`` are what ``sshflags=`` needs to reach it."""
 
@@ -74,9 +86,11 @@ class Sshd:
         self.folder = folder
         self.port = _free_port()
         user = pwd.getpwuid(os.getuid()).pw_name
-        for name in ("host_key", "user_key", "other_key"):
+        for name in ("host_key", "user_key", "other_key", *(f"{name}_key" for name in _SHELLS)):
             _keygen(folder / name)
-        (folder / "authorized_keys").write_text((folder / "user_key.pub").read_text())
+        keys = [(folder / "user_key.pub").read_text()]
+        keys += [f"command={shell} " + (folder / f"{name}_key.pub").read_text() for name, shell in _SHELLS.items()]
+        (folder / "authorized_keys").write_text("".join(keys))
         (folder / "known_hosts").write_text("this-machine " + (folder / "host_key.pub").read_text())
         (folder / "empty").write_text("")
         (folder / "sshd_config").write_text(_SERVER.format(folder=folder, port=self.port))
