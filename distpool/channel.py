@@ -143,7 +143,8 @@ class Channel(Desk[T]):
     def try_take(self, default: D = None) -> T | D:  # type: ignore[assignment]
         """Removes and returns the first item, or returns ``default`` if there is none yet."""
         with self._lock:
-            replies = self._arrivals() if self._inboxes else []
+            # What has come stands behind what is here.
+            replies = self._arrivals() if self._inboxes and not self._items else []
             value, more = self._pop()
             if value is NOTHING:
                 value = self._nothing_yet(default)

@@ -33,6 +33,8 @@ NOTHING: Final[Any] = object()  # "no item", which None is not
 INFINITE: Final = float("inf")
 # After how many puts the shelf is looked at. With fewer each would pay for it, with more a quick taker finds it empty.
 PUTS_PER_STOCKING: Final = 8
+# How many items are laid on the shelf at once: a few, so that a taker who waits has the first of many soon.
+ITEMS_AT_ONCE: Final = 16
 
 
 class Ticket:
@@ -77,8 +79,11 @@ class Shelf(Protocol):
     def pack(self, item: Any) -> bytes | None:
         """Pickle an item, under no lock; None if it cannot lie on the shelf."""
 
-    def lay(self, items: Sequence[Any], packed: Sequence[bytes], tell: bool) -> int:
-        """Lay out some; who takes one tells us if ``tell``. Return how many, in order, there was room for."""
+    def lay(self, items: Sequence[Any], packed: Sequence[bytes], tell: bool, is_last: bool) -> int:
+        """Lay out some; who takes one tells us if ``tell``. Return how many, in order, there was room for.
+
+        ``is_last`` says that these are all: else somebody tells us when it is time to lay out more.
+        """
 
     def has_untold(self) -> bool:
         """Whether some lie there whose taker will not tell."""
@@ -87,8 +92,16 @@ class Shelf(Protocol):
 class Inbox(Protocol):
     """Where another process puts without asking (`inbox.Inbox`). Under the channel's lock."""
 
+    granted: int  # places of a channel with a limit that are kept for it
+
     def empty(self) -> list[Any]:
         """Return what has come since the last time."""
+
+    def grant(self, free: int) -> None:
+        """Keep so many places for it, if it has few."""
+
+    def recall(self) -> None:
+        """Take places back that it does not use."""
 
     def shut(self) -> None:
         """Let no more in; what is inside stays there for `empty`."""
@@ -154,6 +167,8 @@ class Desk(Generic[T]):
         with self._lock:
             replies = self._arrivals()
             replies += self._STARTS[ticket.op](self, ticket)
+            if self._inboxes:
+                self._share_room()
             parked = ticket.parked
             is_due = self._is_stocking_due()
         deliver(replies)
@@ -172,14 +187,12 @@ class Desk(Generic[T]):
             return True
 
     def listen_to(self, inbox: Inbox) -> bool:
-        """Counts what comes into this inbox as put. False if the channel is closed, or has a limit that may be passed.
-
-        How much others have put is known only here, so a limit would be known too late.
-        """
+        """Counts what comes into this inbox as put, from now on. False if the channel is closed."""
         with self._lock:
-            if not self._is_open or self.size != INFINITE:
+            if not self._is_open:
                 return False
             self._inboxes = (*self._inboxes, inbox)
+            self._share_room()
             return True
 
     def forget(self, inbox: Inbox) -> None:
@@ -194,25 +207,27 @@ class Desk(Generic[T]):
         with self._lock:
             replies = self._arrivals()
             replies += self._admit()
+            if self._inboxes:
+                self._share_room()
         deliver(replies)
         self.stock()
 
     def stock(self) -> None:
-        """Lays the first items on the shelf, as many as it takes; pickles them in this thread."""
-        shelf = self._shelf
-        if shelf is None or not self._items:
-            return
+        """Lays the first items on the shelf, as many as there is room for; pickles them in this thread."""
+        while self._shelf is not None and self._items and self._lay_some(self._shelf):
+            pass
+
+    def _lay_some(self, shelf: Shelf) -> bool:
+        """Lays a few items on the shelf, so that takers need not wait for all; False when nothing was laid."""
         with self._lock:
             self._unstocked = 0
-            fresh = list(islice(self._items, shelf.room()))
+            fresh = list(islice(self._items, min(shelf.room(), ITEMS_AT_ONCE)))
         packed: list[bytes] = []
         for item in fresh:  # under no lock: it may be the user's code that runs
-            bytes_or_none = shelf.pack(item)
-            if bytes_or_none is None:
+            record = shelf.pack(item)
+            if record is None:
                 break
-            packed.append(bytes_or_none)
-        if not packed:
-            return
+            packed.append(record)
         with self._lock:
             # Some may have gone meanwhile, by whatever way. What stands in front is still in front.
             still = 0
@@ -220,8 +235,11 @@ class Desk(Generic[T]):
                 if item is not other:
                     break
                 still += 1
-            for _ in range(shelf.lay(fresh[:still], packed[:still], bool(self._putters))):
+            is_last = still == len(self._items)
+            laid = shelf.lay(fresh[:still], packed[:still], bool(self._putters), is_last) if still else 0
+            for _ in range(laid):
                 self._items.popleft()
+        return laid == len(fresh) > 0
 
     def _is_stocking_due(self) -> bool:
         if self._shelf is None or not self._items:
@@ -234,10 +252,24 @@ class Desk(Generic[T]):
     def _arrivals(self) -> Replies:
         """Takes in what other processes have put: it came before whatever is asked now."""
         replies: Replies = []
+        if not self._inboxes:
+            return replies
         for inbox in self._inboxes:
             for value in inbox.empty():
-                replies += self._place(value)[0]
+                more, handed_over = self._hand_over(value)
+                replies += more
+                if not handed_over:
+                    self._items.append(value)  # its place was kept
+        self._share_room()
         return replies
+
+    def _share_room(self) -> None:
+        """Keeps some of the free places for those who put into inboxes. Not all: taking places back costs time."""
+        if self.size == INFINITE or self._putters:
+            return
+        free = int(self.size) - self._count() - sum(inbox.granted for inbox in self._inboxes)
+        for inbox in self._inboxes:
+            inbox.grant(free // (2 * len(self._inboxes)))
 
     def _recall(self) -> None:
         """Takes everything back from the shelf."""
@@ -335,7 +367,15 @@ class Desk(Generic[T]):
         return len(self._items) if shelf is None else len(self._items) + shelf.count()
 
     def _has_room(self) -> bool:
-        return self.size == INFINITE or self._count() < self.size
+        if self.size == INFINITE:
+            return True
+        count = self._count()
+        if count >= self.size or not self._inboxes:
+            return count < self.size
+        if count + sum(inbox.granted for inbox in self._inboxes) >= self.size:
+            for inbox in self._inboxes:
+                inbox.recall()
+        return count + sum(inbox.granted for inbox in self._inboxes) < self.size
 
     def _has_item(self) -> bool:
         return bool(self._items or self._putters) or (self._shelf is not None and self._shelf.count() > 0)

@@ -32,7 +32,9 @@ RELAY          bytes from ``whence`` to ``ref``      nothing: process 1 passes i
 ADDED          [(ref id, pid, how many)]             nothing: those processes hold references now; ``ref`` is the owner
 DROPPED        [(ref id, how many)]                  nothing: process ``whence`` gives references back to owner ``ref``
 SHELF          --                                    nothing: the descriptor is where to take the first items of a
-                                                     channel (``shelving``)
+                                                     channel (``shortcuts``)
+SLOT           --                                    nothing: the descriptor is where to put items into a channel
+PLACES         --                                    nothing: the descriptor is where places for the next slot come from
 TAKEN          an item that comes back, if any       nothing: its sender has taken one of those items
 LOG            fields of a log record                nothing: process 1 handles it
 =============  ====================================  ==========================================================
@@ -87,7 +89,9 @@ LOG: Final = 24
 RELAY: Final = 25
 SHELF: Final = 26
 TAKEN: Final = 27
-LAST_KIND: Final = TAKEN
+SLOT: Final = 28
+PLACES: Final = 29
+LAST_KIND: Final = PLACES
 
 # Flags of a frame.
 FLAG_GLOBALS: Final = 1  # the payload begins with names to assign in the receiver's __main__ (pickling)

@@ -22,6 +22,7 @@ from distpool.pickling import Parcel, dump, dump_arguments, in_message, note_ref
 from distpool.transport import Deadline, Waiter
 
 if TYPE_CHECKING:
+    from distpool.inbox import Slot
     from distpool.shelf import Reach
 
 T = TypeVar("T")
@@ -288,13 +289,15 @@ class RemoteChannel(RemoteRef, Generic[T]):
     (1, 2, 2, False)
     """
 
-    __slots__ = ("_reach",)
+    __slots__ = ("_reach", "_slot")
 
     def __init__(self, factory: Callable[[], Any] | None = None, pid: int | None = None) -> None:
         member = default_member()
         where = member.pid if pid is None else pid
         super().__init__(member, where, member.next_rrid())
-        self._reach: Reach | None = None  # where to take the first items without asking (``shelving``)
+        # Where to take the first items, and to put items, without asking (``shortcuts``).
+        self._reach: Reach | None = None
+        self._slot: Slot | None = None
         if factory is None:
             return
         if where == member.pid:
@@ -308,14 +311,17 @@ class RemoteChannel(RemoteRef, Generic[T]):
     def of(cls, member: Member, where: int, rrid: RRID) -> RemoteChannel[Any]:
         """Make the handle of a reference that came in a message."""
         channel = cls.__new__(cls)
-        channel._reach = None  # before anybody can find it
+        channel._reach = channel._slot = None  # before anybody can find it
         RemoteRef.__init__(channel, member, where, rrid, is_new=False)
         return channel
 
     def put(self, *args: Any, timeout: float | None = None) -> RemoteChannel[T]:
-        """Put an item, waiting while the channel is full. Returns the channel, so that puts can be chained."""
-        channel = self._own_channel()
-        if channel is None or len(args) != 1 or not channel.try_put(args[0]):
+        """Put an item, waiting while the channel is full. Returns the channel, so that puts can be chained.
+
+        It is in the channel when this returns, whoever looks. A process that puts many small items one after the other
+        is given an inbox there, so that most puts cost a few microseconds and no round trip.
+        """
+        if not self._put_quickly(args):
             self._ask("put", args, timeout)
         return self
 
@@ -358,10 +364,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
 
     def try_put(self, *args: Any) -> bool:
         """Put an item if there is room at this moment; False otherwise."""
-        channel = self._own_channel()
-        if channel is not None and len(args) == 1:
-            return channel.try_put(args[0])
-        return self._at_once("put", args, NOTHING) is not NOTHING
+        return self._put_quickly(args) or self._at_once("put", args, NOTHING) is not NOTHING
 
     def try_take(self, default: D = None) -> T | D:  # type: ignore[assignment]
         """Remove and return the first item, or return ``default`` if there is none at this moment."""
@@ -388,6 +391,20 @@ class RemoteChannel(RemoteRef, Generic[T]):
             raise self._released()
         return self._member.store.fast_channel(self.rrid)
 
+    def _put_quickly(self, args: tuple[Any, ...]) -> bool:
+        """Put an item where that needs no message and no waiting; False where it needs one."""
+        if len(args) != 1:
+            return False
+        slot = self._slot
+        if slot is None:
+            channel = self._own_channel()
+            return channel is not None and channel.try_put(args[0])
+        try:
+            return slot.put(args[0])
+        finally:
+            if slot.is_over:
+                self._slot = None
+
     def _quick_item(self, args: tuple[Any, ...]) -> Any:
         """Take the first item where that needs no message; NOTHING where it needs one, or there is none."""
         reach = self._reach
@@ -405,12 +422,16 @@ class RemoteChannel(RemoteRef, Generic[T]):
         return item
 
     def take_from(self, reach: Reach | None) -> None:
-        """See ``shelving.Taker``."""
+        """See ``shortcuts.Handle``."""
         self._reach = reach if self._claim is not None else None
+
+    def put_into(self, slot: Slot | None) -> None:
+        """See ``shortcuts.Handle``."""
+        self._slot = slot if self._claim is not None else None
 
     def release(self) -> None:
         """Give the reference up now; see ``RemoteRef.release``."""
-        self._reach = None
+        self._reach = self._slot = None
         super().release()
 
     def bind(self, pid: int) -> RemoteChannel[T]:

@@ -21,7 +21,7 @@ from distpool.interrupts import raise_in_thread
 from distpool.light import Any, Final
 from distpool.peer import Peer
 from distpool.pickling import capture, dump, dump_exception, is_plain
-from distpool.shelving import Shelving
+from distpool.shortcuts import Shortcuts
 from distpool.store import Store
 from distpool.wire import Frame
 
@@ -110,14 +110,14 @@ class Serving:
         is_reading: Callable[[], bool],
         call_later: Callable[[float, Callable[[], None]], object],
         end_wait: Callable[[int, type[BaseException]], bool],
-        shelving: Shelving,
+        shortcuts: Shortcuts,
     ) -> None:
         self.store = store
         self.open = open
         self.running: dict[int, Call] = {}  # by thread
         self.when_done: Callable[[], None] | None = None  # called each time that something has ended
         self._cluster = cluster
-        self._shelving = shelving
+        self._shortcuts = shortcuts
         self._end_wait = end_wait  # raises an exception out of a thread's wait, if it is in one
         self._execute = execute
         self._call_later = call_later  # makes a short call on the reading thread, in so many seconds
@@ -217,11 +217,13 @@ class Serving:
         except BaseException as error:  # the user's objects
             send_error(peer, frame.request, error)
         else:
-            if operation == "take":
-                self._shelving.asked(peer, frame.rrid)
+            if operation == "put":
+                self._shortcuts.putting(peer, frame.rrid)
+            elif operation == "take":
+                self._shortcuts.taking(peer, frame.rrid)
             self.store.request(frame.rrid, operation, args, peer.pid, frame.request, answer)
             if operation == "take":
-                self._shelving.answered(peer, frame.rrid)
+                self._shortcuts.taken(peer, frame.rrid)
 
     def _run_ref(self, peer: Peer, frame: Frame) -> None:
         self._do_ref(peer, frame)

@@ -41,22 +41,23 @@ _RECORDS_AT_ONCE: Final = max(1, select.PIPE_BUF // RECORD_BYTES)
 VAIN_RECORDS: Final = 2 * RECORDS
 # After an item that cannot lie on the shelf it is not looked at so many times. Arbitrary.
 PAUSES: Final = 64
-# How often a taker looks again before it asks the owner, who is about to lay out more; as long as a round trip takes.
-LOOKS: Final = 20
-# After so many times in vain it asks at once, and looks longer only every so often.
-PATIENCE: Final = 2
-SELDOM: Final = 16
+# A taker that finds nothing looks again so often (1 us each), then waits for a millisecond before it asks: while items
+# stream, the next are about to be laid out, and an owner that is busy putting them takes longer to answer.
+LOOKS: Final = 50
+WAIT_MS: Final = 1
+# When that was in vain it asks at once for some times, for twice as many after each time.
+MOST_SKIPS: Final = 1024
 
 
 class Shelf:
     """The owner's side.
 
     Args:
-        pack: pickles an item, or returns None for one that cannot lie here (too large, or with references in it), no
-            bytes for one that cannot be pickled just now.
+        pack: pickles an item of so many bytes at most, or returns None for one that cannot lie here (larger, or with
+            references in it), no bytes for one that cannot be pickled just now.
 
-    >>> shelf = Shelf(pickle.dumps)
-    >>> shelf.lay(["a", "b"], [shelf.pack("a"), shelf.pack("b")], tell=False)
+    >>> shelf = Shelf(lambda item, limit: pickle.dumps(item))
+    >>> shelf.lay(["a", "b"], [shelf.pack("a"), shelf.pack("b")], tell=False, is_last=True)
     2
     >>> reach = Reach(shelf.open(), tell=print)
     >>> reach.take(), shelf.count(), shelf.take(), reach.take() is NOTHING
@@ -64,7 +65,7 @@ class Shelf:
     >>> shelf.close()
     """
 
-    def __init__(self, pack: Callable[[Any], bytes | None]) -> None:
+    def __init__(self, pack: Callable[[Any, int], bytes | None]) -> None:
         self._pack = pack
         self._out = self._in = -1
         self._out, self._in = os.pipe()
@@ -155,25 +156,26 @@ class Shelf:
 
     def pack(self, item: Any) -> bytes | None:
         """Pickle an item; None if it cannot lie here, or not now."""
-        body = self._pack(item)
-        if body is None or len(body) > BODY_BYTES:
+        body = self._pack(item, BODY_BYTES)
+        if body is None:
             self._pauses = PAUSES  # most likely the next ones cannot either: they are not to be pickled twice each
             return None
         return body.ljust(BODY_BYTES, b"\0") if body else None
 
-    def lay(self, items: Sequence[Any], packed: Sequence[bytes], tell: bool) -> int:
-        """Lay out as many as there is room for; return how many."""
-        mark = b"\1" if tell else b"\0"
+    def lay(self, items: Sequence[Any], packed: Sequence[bytes], tell: bool, is_last: bool) -> int:
+        """Lay out as many as there is room for; return how many. See `desk.Shelf`."""
         laid = 0
         while laid < len(items):
             group = packed[laid : laid + _RECORDS_AT_ONCE]
             number = self._first + len(self._laid)
-            records = [
-                body + mark + (number + place).to_bytes(_NUMBER_BYTES, "little") for place, body in enumerate(group)
-            ]
+            records = bytearray()
+            for place, body in enumerate(group, number):
+                # Half a shelf before the end is in time to lay out more.
+                is_marked = tell or (not is_last and place % (RECORDS // 2) == 0)
+                records += body + (b"\1" if is_marked else b"\0") + place.to_bytes(_NUMBER_BYTES, "little")
             self._laid.extend(items[laid : laid + len(group)])  # before anybody can take them
             try:
-                os.write(self._in, b"".join(records))
+                os.write(self._in, records)
             except BlockingIOError:  # its pages are not filled evenly
                 for _ in group:
                     self._laid.pop()
@@ -196,12 +198,13 @@ class Reach:
     owner shall put it back.
     """
 
-    __slots__ = ("_descriptor", "_tell", "_vain", "is_over")
+    __slots__ = ("_descriptor", "_skips", "_tell", "_vain", "is_over")
 
     def __init__(self, descriptor: int, tell: Callable[[bytes], object]) -> None:
         self._descriptor = descriptor
         self._tell = tell
-        self._vain = 0  # how often nothing came while we looked
+        self._vain = 0  # how often in a row nothing came while we looked
+        self._skips = 0  # so often nobody looks
         self.is_over = False  # the owner has given it up
 
     def __del__(self) -> None:
@@ -232,13 +235,20 @@ class Reach:
             return True
         if self.is_over:
             return False
-        self._vain += 1
-        if self._vain > PATIENCE and self._vain % SELDOM:
+        if self._skips:
+            self._skips -= 1
             return False
         for _ in range(LOOKS):
             if self._read_now(record):
                 self._vain = 0
                 return True
+        coming = select.poll()
+        coming.register(self._descriptor, select.POLLIN)
+        if coming.poll(WAIT_MS) and self._read_now(record):
+            self._vain = 0
+            return True
+        self._vain += 1
+        self._skips = min(1 << self._vain, MOST_SKIPS)
         return False
 
     def _read_now(self, record: bytearray) -> bool:

@@ -1,9 +1,9 @@
-"""Which channels have a shelf, and who takes from it: fast streams of items without a round trip for each.
+"""Shorter ways into and out of channels of other processes: streams of small items without a round trip for each.
 
-Used by the member. On the owner's side it counts who asks for items, lays them out for processes that ask for many one
-after the other (``shelf``), and hears of what they took. On the taker's side it gives the handle of a channel what it
-takes from. A process that cannot be handed descriptors (over a network, relayed) asks for each item as before; so does
-everybody for items that are large or hold references.
+Used by the member. On the owner's side it counts who puts and takes by asking. A process that does so often, one after
+the other, is handed a descriptor: to take the channel's first items from (``shelf``), or to put items with
+(``inbox``). On that process's side the handle of the channel gets them. Whoever cannot be handed descriptors (over a
+network, relayed) asks for each item as before; so does everybody for items that are large or hold references.
 
 Any thread enters; messages come in on the reading thread. Owns: who has asked how often.
 """
@@ -23,30 +23,33 @@ from distpool.errors import RemoteException
 from distpool.light import TYPE_CHECKING, Any, Final, Protocol
 from distpool.messages import RRID
 from distpool.peer import Peer
-from distpool.pickling import dump, is_plain
+from distpool.pickling import dump_small, is_plain
 from distpool.store import Store
+from distpool.transport import Reader
 from distpool.wire import Frame
 
 if TYPE_CHECKING:
+    from distpool.inbox import Slot
     from distpool.shelf import Reach, Shelf
 
-# So many takes of one process, each so soon after the one before, are a stream. Its first items cost what they always
-# did; a consumer that works for longer than this on each item gains nothing by a shelf.
+# So many requests of one process, each so soon after the one before, are a stream. Its first items cost what they
+# always did; a process that works for longer than this on each item gains nothing by a shorter way.
 STREAM_REQUESTS: Final = 16
 STREAM_SECONDS: Final = 0.01
-# A shelf holds items in advance of who waits for room; a channel of few places has none to gain by it.
+# A channel of few places has nothing to lay out, and none to keep for somebody.
 LEAST_SIZE: Final = 16
-# Texts beyond it do not fit on a shelf, however they are pickled.
-LARGEST: Final = 512
 
 
-class Taker(Protocol):
+class Handle(Protocol):
     """The handle of a channel that another process owns (``refs.RemoteChannel``)."""
 
     where: int
 
     def take_from(self, reach: Reach | None) -> None:
         """Take from this first, from now on; None: ask the owner for each item."""
+
+    def put_into(self, slot: Slot | None) -> None:
+        """Put here first, from now on; None: ask the owner to put each item."""
 
 
 class _Stream:
@@ -69,99 +72,126 @@ class _Stream:
         return True
 
 
-class _Lent:
-    """What is known of a channel from which others take."""
+class _Traffic:
+    """What is known of a channel that other processes use."""
 
-    __slots__ = ("is_stocked_aside", "shelf", "streams")
+    __slots__ = ("is_stocked_aside", "puts", "shelf", "takes")
 
     def __init__(self) -> None:
+        self.puts: dict[int, _Stream] = {}  # by process
+        self.takes: dict[int, _Stream] = {}
         self.shelf: Shelf | None = None
-        self.streams: dict[int, _Stream] = {}  # by process
         self.is_stocked_aside = False  # a thread is on its way that lays out what the reading thread must not pickle
 
 
-class Shelving:
-    """The shelves of the channels of this process, and those that it takes from."""
+class Shortcuts:
+    """The shelves and inboxes of the channels of this process, and those of others that it uses."""
 
     def __init__(
         self,
         store: Store,
         handles: MutableMapping[RRID, Any],
-        is_reading: Callable[[], bool],
+        reader: Reader,
         run_blocking: Callable[[Callable[[], None]], None],
     ) -> None:
         self._store = store
         self._handles = handles
-        self._is_reading = is_reading
+        self._reader = reader
         self._run_blocking = run_blocking
-        self._lent: WeakKeyDictionary[Channel[Any], _Lent] = WeakKeyDictionary()
-        self._lock = threading.Lock()  # protects _lent and what is in it
+        self._traffic: WeakKeyDictionary[Channel[Any], _Traffic] = WeakKeyDictionary()
+        self._lock = threading.Lock()  # protects _traffic and the tables in it
+        self._places: dict[RRID, int] = {}  # descriptors that came before the slot they belong to
 
     # -- the owner's side ----------------------------------------------------------------------------------------
 
-    def asked(self, peer: Peer, rrid: RRID) -> None:
+    def putting(self, peer: Peer, rrid: RRID) -> None:
+        """A process is about to put an item by asking: perhaps it shall have an inbox."""
+        channel = self._channel(peer, rrid)
+        if channel is not None and self._goes_on(self._of(channel).puts, peer.pid):
+            self._hand_inbox(channel, peer, rrid)
+
+    def taking(self, peer: Peer, rrid: RRID) -> None:
         """A process is about to take an item by asking: perhaps it shall have a shelf to take from."""
-        channel = self._store.fast_channel(rrid)
-        if channel is None or channel.size < LEAST_SIZE or not peer.shares_memory:
+        channel = self._channel(peer, rrid)
+        if channel is None:
             return
-        with self._lock:
-            lent = self._lent.get(channel)
-            if lent is None:
-                lent = self._lent[channel] = _Lent()
-            stream, shelf = lent.streams.setdefault(peer.pid, _Stream()), lent.shelf
+        traffic = self._of(channel)
+        shelf = traffic.shelf
         if shelf is not None and peer.pid in shelf.pids and not shelf.count():
-            stream.asked = 0  # it had emptied the shelf
-        elif stream.goes_on():
-            self._hand(channel, lent, peer, rrid)
+            return  # it has emptied the shelf
+        if self._goes_on(traffic.takes, peer.pid):
+            self._hand_shelf(channel, traffic, peer, rrid)
 
-    def _hand(self, channel: Channel[Any], lent: _Lent, peer: Peer, rrid: RRID) -> None:
-        """Let a process take from the channel's shelf."""
+    def _channel(self, peer: Peer, rrid: RRID) -> Channel[Any] | None:
+        channel = self._store.fast_channel(rrid)
+        return None if channel is None or channel.size < LEAST_SIZE or not peer.shares_memory else channel
+
+    def _of(self, channel: Channel[Any]) -> _Traffic:
+        with self._lock:
+            traffic = self._traffic.get(channel)
+            if traffic is None:
+                traffic = self._traffic[channel] = _Traffic()
+            return traffic
+
+    def _goes_on(self, streams: dict[int, _Stream], pid: int) -> bool:
+        with self._lock:
+            return streams.setdefault(pid, _Stream()).goes_on()
+
+    def _hand_inbox(self, channel: Channel[Any], peer: Peer, rrid: RRID) -> None:
         try:
-            from distpool.shelf import Shelf  # only for channels that are used much; not on every system
+            from distpool.inbox import Inbox  # only for channels that are used much; not on every system
 
-            if lent.shelf is None:
+            inbox = Inbox(channel, self._reader)
+            if not channel.listen_to(inbox):
+                return
+            out, places = inbox.open()
+        except (ImportError, AttributeError, OSError):  # no such sockets here, or no descriptors left: it goes without
+            return
+        if places >= 0:
+            peer.send_descriptor(m.PLACES, rrid.id, places, rrid.whence)
+        peer.send_descriptor(m.SLOT, rrid.id, out, rrid.whence)
+
+    def _hand_shelf(self, channel: Channel[Any], traffic: _Traffic, peer: Peer, rrid: RRID) -> None:
+        try:
+            from distpool.shelf import Shelf  # as above
+
+            if traffic.shelf is None:
                 # The channel keeps the shelf, so the shelf must not keep the channel.
-                shelf = Shelf(partial(self._pack, ref(channel), lent))
+                shelf = Shelf(partial(self._pack, ref(channel), traffic))
                 if not channel.lend(shelf):  # another member of this process lends it already
                     return
-                lent.shelf = shelf
-            descriptor = lent.shelf.open()
-        except (ImportError, OSError):  # no such pipes here, or no descriptors left: it goes without
+                traffic.shelf = shelf
+            descriptor = traffic.shelf.open()
+        except (ImportError, OSError):
             return
-        lent.shelf.revive()
-        lent.shelf.pids.add(peer.pid)
+        traffic.shelf.revive()
+        traffic.shelf.pids.add(peer.pid)
         peer.send_descriptor(m.SHELF, rrid.id, descriptor, rrid.whence)
 
-    def answered(self, peer: Peer, rrid: RRID) -> None:
+    def taken(self, peer: Peer, rrid: RRID) -> None:
         """The process has its item, or waits for it: lay out more."""
         channel = self._store.fast_channel(rrid)
-        lent = self._lent.get(channel) if channel is not None else None
-        if channel is not None and lent is not None and lent.shelf is not None and peer.pid in lent.shelf.pids:
+        if channel is not None and (shelf := self._of(channel).shelf) is not None and peer.pid in shelf.pids:
             channel.stock()
 
-    def _pack(self, channel: ref[Channel[Any]], lent: _Lent, item: object) -> bytes | None:
+    def _pack(self, channel: ref[Channel[Any]], traffic: _Traffic, item: object, limit: int) -> bytes | None:
         """Pickle an item for whoever takes it; None if it cannot go that way, no bytes if not in this thread."""
-        kind = type(item)
-        if (kind is str or kind is bytes) and len(item) > LARGEST:  # type: ignore[arg-type]
-            return None
-        if self._is_reading() and not is_plain(item):
-            self._stock_aside(channel(), lent)
+        if self._reader.is_leading and not is_plain(item):
+            self._stock_aside(channel(), traffic)
             return b""
         if isinstance(item, RemoteException):  # it is raised at the taker
             return None
-        try:
-            parcel = dump(item, next(iter(lent.shelf.pids)) if lent.shelf and len(lent.shelf.pids) == 1 else 0)
-        except Exception:  # whoever asks for it hears why
-            return None
-        return None if parcel.globals or parcel.refs or parcel.buffers else parcel.body
+        pids = () if traffic.shelf is None else traffic.shelf.pids
+        parcel = dump_small(item, limit, next(iter(pids)) if len(pids) == 1 else 0)
+        return None if parcel is None else parcel.body
 
-    def _stock_aside(self, channel: Channel[Any] | None, lent: _Lent) -> None:
-        if channel is None or lent.is_stocked_aside:
+    def _stock_aside(self, channel: Channel[Any] | None, traffic: _Traffic) -> None:
+        if channel is None or traffic.is_stocked_aside:
             return
-        lent.is_stocked_aside = True
+        traffic.is_stocked_aside = True
 
         def stock() -> None:
-            lent.is_stocked_aside = False
+            traffic.is_stocked_aside = False
             channel.stock()
 
         self._run_blocking(stock)
@@ -185,13 +215,10 @@ class Shelving:
 
     # -- the taker's side ----------------------------------------------------------------------------------------
 
-    def handed(self, peer: Peer, frame: Frame) -> None:
+    def shelf_came(self, peer: Peer, frame: Frame) -> None:
         """The owner of a channel lets us take from its shelf."""
-        handle: Taker | None = self._handles.get(frame.rrid)
-        if frame.descriptor < 0:
-            return
-        if handle is None or handle.where != peer.pid or not hasattr(handle, "take_from"):
-            os.close(frame.descriptor)
+        handle = self._handle(peer, frame)
+        if handle is None:
             return
         from distpool.shelf import Reach
 
@@ -202,17 +229,44 @@ class Shelving:
 
         handle.take_from(Reach(frame.descriptor, tell))
 
+    def places_came(self, peer: Peer, frame: Frame) -> None:
+        """They belong to the slot that comes next."""
+        if frame.descriptor >= 0:
+            self._places[frame.rrid] = frame.descriptor
+
+    def slot_came(self, peer: Peer, frame: Frame) -> None:
+        """The owner of a channel gives us an inbox there."""
+        places = self._places.pop(frame.rrid, -1)
+        handle = self._handle(peer, frame)
+        if handle is not None:
+            from distpool.inbox import Slot
+
+            handle.put_into(Slot(frame.descriptor, places))
+        elif places >= 0:
+            os.close(places)
+
+    def _handle(self, peer: Peer, frame: Frame) -> Handle | None:
+        """The handle that a descriptor is for; if there is none any more, the descriptor is closed."""
+        handle: Handle | None = self._handles.get(frame.rrid)
+        if frame.descriptor >= 0 and handle is not None and handle.where == peer.pid and hasattr(handle, "take_from"):
+            return handle
+        if frame.descriptor >= 0:
+            os.close(frame.descriptor)
+        return None
+
     # -- both ----------------------------------------------------------------------------------------------------
 
     def gone(self, pid: int) -> None:
-        """A process has left: what it took and had no time to tell of is noticed, and nothing of its own is taken."""
+        """A process has left: what it took and had no time to tell of is noticed, and nothing of its own is used."""
         for handle in list(self._handles.values()):
             if handle.where == pid and hasattr(handle, "take_from"):
                 handle.take_from(None)
+                handle.put_into(None)
         with self._lock:
-            lent = list(self._lent.items())
-        for channel, its in lent:
-            its.streams.pop(pid, None)
+            traffic = list(self._traffic.items())
+        for channel, its in traffic:
+            its.puts.pop(pid, None)
+            its.takes.pop(pid, None)
             if its.shelf is not None and pid in its.shelf.pids:
                 its.shelf.pids.discard(pid)
                 channel.look()

@@ -41,11 +41,12 @@ FLOORS = (
         "threads",
         "claims",
         "shelf",
+        "inbox",
         "cores",
         "output",
     ),
     ("peer", "store", "forkserver", "managers"),
-    ("cluster", "callbacks", "bookkeeping", "introductions", "relays", "shelving", "serving", "member"),
+    ("cluster", "callbacks", "bookkeeping", "introductions", "relays", "shortcuts", "serving", "member"),
     (
         "refs",
         "calls",

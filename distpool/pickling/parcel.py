@@ -139,9 +139,30 @@ def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any], to: int
         raise explain_arguments(arguments, keywords, error.__cause__) from error.__cause__
 
 
+def dump_small(value: object, limit: int, to: int = 0) -> Parcel | None:
+    """``dump``, for something of at most ``limit`` bytes that needs nothing beside its body; None for all else."""
+    if is_flat(value):
+        if type(value) in (str, bytes) and len(value) > limit:  # type: ignore[arg-type]
+            return None
+        parcel = Parcel(pickle.dumps(value, 5), [])
+    else:
+        try:
+            parcel = dump(value, to)
+        except Exception:  # who sends it in another way hears why it cannot be sent
+            return None
+        if parcel.globals or parcel.refs or parcel.buffers:
+            return None
+    return parcel if len(parcel.body) <= limit else None
+
+
 def is_plain(value: object) -> bool:
     """True when pickling the value runs no code of the user's; False when it may, or when finding out is not cheap."""
-    return type(value) in _ATOMS or _is_flat(value) or type(value).__module__ == "numpy"
+    return is_flat(value) or type(value).__module__ == "numpy"
+
+
+def is_flat(value: object) -> bool:
+    """True for built-in atoms and small built-in containers of them: pickling and opening runs no code at all."""
+    return type(value) in _ATOMS or _is_flat(value)
 
 
 def goes_by_name(function: object) -> bool:
