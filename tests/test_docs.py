@@ -1,7 +1,7 @@
 """The documentation is true: examples in docstrings, Python blocks of the pages, and the test command.
 
 A ```python block of a page is run as a script of its own, without a guard, in a fresh interpreter. If a ```output block
-follows it directly, that must be what the script prints.
+follows it directly, that must be what the script prints. A block behind a comment that says so finds a real ssh server.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import pytest
 from conftest import RunScript
 from test_layers import COMPAT, ORDER, PACKAGE, ROOT, files, module_of
 
+from support.sshd import Sshd
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MARKER = "<!-- .ci/run runs the next block -->"
+WITH_SSH = "<!-- with the ssh server of the tests -->"
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 
 
@@ -30,6 +33,7 @@ class Example(NamedTuple):
     line: int
     code: str
     output: str | None
+    logs_in: bool = False  # there must be machines to log in to
 
 
 def examples(page: str, text: str) -> list[Example]:
@@ -39,7 +43,8 @@ def examples(page: str, text: str) -> list[Example]:
     for match in FENCE.finditer(text):
         language, body = match.groups()
         if language == "python":
-            found.append(Example(page, text.count("\n", 0, match.start()) + 1, body, None))
+            logs_in = text[: match.start()].rstrip().endswith(WITH_SSH)
+            found.append(Example(page, text.count("\n", 0, match.start()) + 1, body, None, logs_in))
         elif language == "output" and found and not text[end : match.start()].strip():
             found[-1] = found[-1]._replace(output=body)
         end = match.end()
@@ -51,10 +56,23 @@ MODULES = [module_of(path) for path in files() if path.stem != "__main__"]
 MODULES += ["distpool." + module_of(path) for path in sorted(COMPAT.rglob("*.py"))]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.page}:{example.line}")
+def named(example: Example) -> str:
+    return f"{example.page}:{example.line}"
+
+
+@pytest.mark.parametrize("example", [each for each in EXAMPLES if not each.logs_in], ids=named)
 def test_page_examples(example: Example, run_script: RunScript) -> None:
     """The block runs as a script without a guard, says nothing on the error output, and prints what is promised."""
-    code, out, err = run_script(example.code)
+    check(example, *run_script(example.code))
+
+
+@pytest.mark.parametrize("example", [each for each in EXAMPLES if each.logs_in], ids=named)
+def test_page_examples_with_machines(example: Example, run_script: RunScript, sshd: Sshd) -> None:
+    """The same, of blocks that log in to other machines."""
+    check(example, *run_script(example.code, env={"PATH": sshd.path}))
+
+
+def check(example: Example, code: int, out: str, err: str) -> None:
     assert (code, err) == (0, "")
     if example.output is not None:
         assert out == example.output

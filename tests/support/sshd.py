@@ -104,6 +104,15 @@ class Sshd:
         self._await()
 
     @property
+    def path(self) -> str:
+        """A search path on which ``ssh`` is one that uses these flags by itself: for programs that pass none."""
+        folder = self.folder / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.folder}/ssh_config "$@"\n')
+        (folder / "ssh").chmod(0o755)
+        return os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
+
+    @property
     def flags(self) -> list[str]:
         """Flags of an ssh client that make it use this server and nothing of the user's."""
         return ["-F", str(self.folder / "ssh_config")]
