@@ -10,36 +10,30 @@ there only if a function brings it along, or the initializer makes it.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from multiprocessing import pool as standard
-from multiprocessing import process
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE, ThreadPool
 from typing import Any
 
 import distpool
 
 from . import children, travel
+from .births import Births
 from .callbacks import Callbacks
 from .context import default
 from .failures import failure_of
 from .results import ApplyResult, MapResult
 from .streams import IMapIterator, IMapUnorderedIterator
-from .worker import Role, become, begin, worker_name
+from .worker import begin
 
 __all__ = ["Pool", "ThreadPool"]
 
 Callback = Callable[[Any], object] | None
-
-# How often those look who ask for the workers before these have started, and for how long at most. Arbitrary.
-LOOK_SECONDS = 0.002
-START_SECONDS = 30.0
 
 
 class Pool(standard.Pool):
@@ -78,7 +72,7 @@ class Pool(standard.Pool):
         travel.register()
         self._ctx = context or default.get_context()
         self._processes = distpool.usable_cores() if processes is None else processes
-        self._births = _Births(_role(self._ctx))
+        self._births = Births(self._ctx, "PoolWorker")
         self._kept = tuple(initargs)  # locks in it must live as long as workers may open them
         self._native = distpool.WorkerPool(
             processes=self._processes,
@@ -87,7 +81,6 @@ class Pool(standard.Pool):
             max_tasks_per_child=maxtasksperchild,
             wait=False,
         )
-        self._workers: dict[int, children.PoolWorker] = {}  # by pid
         self._callbacks = Callbacks(self._native.run_aside)
         self._streams: weakref.WeakSet[distpool.ResultStream] = weakref.WeakSet()
         self._ended = threading.Event()  # its workers are gone
@@ -273,6 +266,7 @@ class Pool(standard.Pool):
 
     def _end(self) -> None:
         try:
+            self._until_started()  # for an initializer that is all that the pool was made for
             self._native.close()
             self._callbacks.wait()
         finally:
@@ -302,42 +296,16 @@ class Pool(standard.Pool):
     @property
     def _pool(self) -> list[children.PoolWorker]:
         """The workers as process objects."""
-        end = time.monotonic() + START_SECONDS
-        while True:
-            os_pids = self._native.os_pids()
-            is_over = self._ended.is_set() or self._native.broken is not None or time.monotonic() > end
-            if is_over or len(os_pids) >= self._processes:
-                break
-            time.sleep(LOOK_SECONDS)
-        known = self._workers
-        self._workers = {
-            pid: known[pid] if pid in known and known[pid].pid == os_pid else self._worker(pid, os_pid)
-            for pid, os_pid in os_pids.items()
-        }
-        return list(self._workers.values())
+        return self._until_started()
 
-    def _worker(self, pid: int, os_pid: int) -> children.PoolWorker:
-        identity = self._births.identity(pid)
-        return children.PoolWorker(worker_name(self._births.role.start_method, identity), identity, os_pid)
+    def _until_started(self) -> list[children.PoolWorker]:
+        """Wait until all places are taken, unless it is too late for that; return the workers."""
+        return self._births.processes(
+            self._native, self._processes, lambda: self._is_terminated or self._ended.is_set()
+        )
 
     def _repopulate_pool(self) -> None:
         """The native pool does that by itself."""
-
-
-class _Births:
-    """What each worker is told first: who it is. Pickled for each, with another number each time."""
-
-    def __init__(self, role: Role) -> None:
-        self.role = role
-        self._numbers: dict[int, int] = {}  # by pid; counted with all processes of this one
-
-    def identity(self, pid: int) -> tuple[int, ...]:
-        """Who a worker was told that it is."""
-        return (*self.role.parent_identity, self._numbers.get(pid, 0))
-
-    def __reduce__(self) -> Any:
-        number = self._numbers[distpool.current_peer()] = next(process._process_counter)  # type: ignore[attr-defined]
-        return become, (self.role, number)
 
 
 class _Failure(distpool.Outcome):
@@ -351,12 +319,6 @@ class _Failure(distpool.Outcome):
     def value(self) -> Any:
         """Raise the reason."""
         raise self._error
-
-
-def _role(context: Any) -> Role:
-    """What all workers of a pool are told."""
-    me = process.current_process()
-    return Role(context.get_start_method(), bytes(me.authkey), me.name, os.getpid(), tuple(me._identity))
 
 
 def _batch_size(chunksize: int | None) -> int | str:

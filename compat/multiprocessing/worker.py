@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class Role(NamedTuple):
-    """Who a worker is to be; made in the driver, for all workers of a pool but for their numbers."""
+    """Who a worker is to be; made in the driver (``births``), for all workers of a pool but for their numbers."""
 
     start_method: str  # as the context of the pool says it; names and get_start_method() follow it
     authkey: bytes
     parent_name: str
     parent_pid: int
     parent_identity: tuple[int, ...]
+    kind: str  # "PoolWorker", or "Process" in an executor: part of the name
 
 
 class _Self(NamedTuple):
@@ -39,13 +40,13 @@ class _Self(NamedTuple):
     @property
     def name(self) -> str:
         """Its name as a process."""
-        return worker_name(self.role.start_method, self.identity)
+        return worker_name(self.role.start_method, self.identity, self.role.kind)
 
 
-def worker_name(start_method: str, identity: Sequence[int]) -> str:
+def worker_name(start_method: str, identity: Sequence[int], kind: str) -> str:
     """Return the name of a worker of a pool: ForkPoolWorker-1, or ForkPoolWorker-1:2 for a worker of a worker."""
-    kind = {"fork": "Fork", "spawn": "Spawn", "forkserver": "ForkServer"}.get(start_method, "")
-    return f"{kind}PoolWorker-{':'.join(map(str, identity))}"
+    method = {"fork": "Fork", "spawn": "Spawn", "forkserver": "ForkServer"}.get(start_method, "")
+    return f"{method}{kind}-{':'.join(map(str, identity))}"
 
 
 def become(role: Role, number: int) -> None:
