@@ -92,6 +92,8 @@ class OwnedWorkers:
             employed = 0
             for pid, failure in self._initialize(pids):
                 if failure is not None:
+                    self._is_ending = True
+                    leave(self._member)  # in good order: what an initializer has begun to send somewhere gets there
                     raise failure
                 employed += self._employ(pid)
             expected = self.wanted if self._manager is None else len(pids)
