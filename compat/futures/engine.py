@@ -67,6 +67,11 @@ class Engine:
                     _engines.add(self)
         return self.pool
 
+    @property
+    def is_running(self) -> bool:
+        """True when there are workers, or soon will be."""
+        return self.has_begun and not self._ended.is_set()
+
     def judge(self) -> Callable[[distpool.Outcome], BaseException]:
         """Return what makes of a failure, just now, what the standard library would raise."""
         why = None if self._is_killed else self.pool.broken

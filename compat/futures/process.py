@@ -6,6 +6,7 @@ Everything else of ``concurrent.futures.process`` is passed through, so the modu
 from __future__ import annotations
 
 import concurrent.futures.process
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool as BrokenProcessPool
@@ -14,11 +15,14 @@ from typing import Any, Literal, TypeVar
 
 import distpool
 
+from ..multiprocessing import travel
+from ..multiprocessing.births import Births
+from ..multiprocessing.worker import begin
 from . import maps
 from .calls import CallFuture
 from .engine import Engine
 from .failures import broken, unexplained
-from .worker import at_worker
+from .worker import logged
 
 T = TypeVar("T")
 
@@ -50,9 +54,11 @@ class ProcessPoolExecutor(Executor):
 
     Args:
         max_workers: the number of processes; None: as many as there are cores that this process may use.
-        mp_context: checked as by the standard library, else of no effect.
+        mp_context: checked as by the standard library; names of workers follow its start method, how they start does
+            not.
         initializer: called with ``initargs`` in each worker before anything else. When it raises, the executor is
-            broken: pending and later calls fail with BrokenProcessPool, whose cause is the worker's traceback.
+            broken: pending and later calls fail with BrokenProcessPool, whose cause is the worker's traceback. Locks,
+            queues, pipes, shared memory and managers' proxies arrive working.
         max_tasks_per_child: a worker is replaced after so many calls (items of maps count one each).
         strict: a worker's death breaks the executor.
         cancel_running: ``cancel()`` stops what runs.
@@ -71,7 +77,7 @@ class ProcessPoolExecutor(Executor):
         max_workers: int | None = None,
         mp_context: Any = None,
         initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
+        initargs: Iterable[Any] = (),
         *,
         max_tasks_per_child: int | None = None,
         strict: bool = False,
@@ -88,12 +94,19 @@ class ProcessPoolExecutor(Executor):
             max_workers = len(pool)
         _check(max_workers, mp_context, initializer, max_tasks_per_child)
         self._max_workers = distpool.usable_cores() if max_workers is None else max_workers
-        self._mp_context = mp_context
-        options: dict[str, Any] = {"processes": self._max_workers, "max_tasks_per_child": max_tasks_per_child}
-        if initializer is not None:
-            options |= {"initializer": at_worker, "initargs": (initializer, tuple(initargs))}
-        options |= {"wait": False, "replace": not strict}
-        self._engine = Engine(pool, self._max_workers, partial(distpool.WorkerPool, **options))
+        self._mp_context = mp_context or multiprocessing.get_context("spawn" if max_tasks_per_child else None)
+        self._births = Births(self._mp_context, "Process")
+        start = partial(
+            distpool.WorkerPool,
+            processes=self._max_workers,
+            initializer=begin,
+            initargs=(self._births, None if initializer is None else logged, (initializer, tuple(initargs))),
+            max_tasks_per_child=max_tasks_per_child,
+            replace=not strict,
+            wait=False,
+        )
+        travel.register()  # locks, queues, proxies may be in initargs and arguments
+        self._engine = Engine(pool, self._max_workers, start)
         self._engine.stops_running = cancel_running
         self._engine.is_strict = strict
 
@@ -181,6 +194,15 @@ class ProcessPoolExecutor(Executor):
         else:
             self.shutdown(wait=True)
         return False
+
+    @property
+    def _processes(self) -> dict[int, Any] | None:
+        """The workers as process objects, by the system's ids: not public, but much used, to kill them."""
+        engine = self._engine
+        if not engine.is_running:
+            return {} if not engine.has_begun else None
+        workers = self._births.processes(engine.pool, self._max_workers, lambda: not engine.is_running)
+        return {worker.pid: worker for worker in workers if worker.pid is not None}
 
     @property
     def _broken(self) -> str | bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def at_worker(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
+def logged(initializer: Callable[..., object], initargs: Iterable[Any]) -> None:
     """Run an initializer. What it raises is logged here, too, as the standard library does."""
     try:
         initializer(*initargs)
