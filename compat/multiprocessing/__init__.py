@@ -39,7 +39,19 @@ aliases.begin()
 
 
 # The import system asks for these before it imports them; none of them is a name of the standard library's.
-_ROOMS = ("aliases", "births", "callbacks", "children", "face", "failures", "lent", "results", "streams", "travel", "worker")
+_ROOMS = (
+    "aliases",
+    "births",
+    "callbacks",
+    "children",
+    "face",
+    "failures",
+    "lent",
+    "results",
+    "streams",
+    "travel",
+    "worker",
+)
 
 
 def __getattr__(name: str) -> Any:

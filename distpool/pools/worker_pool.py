@@ -138,6 +138,7 @@ class WorkerPool(Promising):
         self._listeners = (_weakly(self._joined), _weakly(self._departed))
         member.cluster.listen(*self._listeners)
         self._leaving_listener = _weakly(self._leaving)
+        self._stop_listening = threading.Lock()  # taken by the one who does, and kept
         member.cluster.listen_for_leaving(self._leaving_listener)
         self._left: set[int] = set()  # members that are being removed: they get nothing more, and are not gone yet
 
@@ -398,8 +399,9 @@ class WorkerPool(Promising):
         self._unlisten()
 
     def _unlisten(self) -> None:
-        self._member.cluster.unlisten(*self._listeners)
-        self._member.cluster.unlisten_for_leaving(self._leaving_listener)
+        if self._stop_listening.acquire(False):  # close and terminate may both come here, more than once
+            self._member.cluster.unlisten(*self._listeners)
+            self._member.cluster.unlisten_for_leaving(self._leaving_listener)
 
     def __enter__(self) -> WorkerPool:
         return self
