@@ -336,7 +336,8 @@ def connect_workers(member: Member, newcomers: Sequence[_Joining]) -> None:
                 if ident in idents:
                     member.cluster.links.add(frozenset((joining.pid, idents[ident])))
     if not member.cluster.is_lazy or member.cluster.topology == "custom":
-        member.introductions.introduce_all()
+        met = member.introductions.introduce_all()
+        member.reader.wait(met, Deadline(worker_timeout()))
 
 
 def tell_members(member: Member) -> None:

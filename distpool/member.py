@@ -27,6 +27,7 @@ from distpool.callbacks import Callbacks
 from distpool.channel import Channel
 from distpool.cluster import Cluster, Departure
 from distpool.errors import ProcessExitedException, remote_exception
+from distpool.guiding import Guidance
 from distpool.introductions import Introductions
 from distpool.light import TYPE_CHECKING, Any, Final, socket
 from distpool.managers.interface import ClusterManager, WorkerConfig
@@ -39,6 +40,7 @@ from distpool.shortcuts import Shortcuts
 from distpool.store import Store
 from distpool.threads import CallThreads
 from distpool.transport import Deadline, Reader
+from distpool.visits import Visits
 from distpool.wire import Frame
 
 if TYPE_CHECKING:
@@ -107,9 +109,14 @@ class Member:
         }
         self.books = Bookkeeping(self.cluster, self.store, reader)
         self._relays: Relays | None = None  # made at first use: most clusters are on one machine
-        self.introductions = Introductions(self.cluster, lambda one, other: self.relays.join(one, other))
+        guidance = Guidance(
+            self.configs, self.managers, self.send_request, lambda one, other: self.relays.join(one, other)
+        )
+        self.introductions = Introductions(self.cluster, guidance)
+        self.visits = Visits(self.cluster, reader, self.threads.run, self.connect)
         self.actions.update({m.ADDED: self.books.added, m.DROPPED: self.books.dropped})
         self.actions.update({m.MEET: self._introduce, m.NEIGHBOUR: self._neighbour})
+        self.actions.update({m.EXPECT: self.visits.expect, m.VISIT: self.visits.visit})
         self.actions.update({m.SHELF: self.shortcuts.shelf_came, m.TAKEN: self.shortcuts.told})
         self.actions.update({m.SLOT: self.shortcuts.slot_came, m.PLACES: self.shortcuts.places_came})
         self.actions[m.RELAY] = lambda peer, frame: self.relays.received(peer, frame)
@@ -236,6 +243,7 @@ class Member:
             self.cluster.depart(peer, Departure(detail="this worker has left the cluster", was_asked=True))
         if self._relays is not None:
             self._relays.close()
+        self.visits.close()
 
     # -- workers meet --------------------------------------------------------------------------------------------
 
@@ -256,13 +264,15 @@ class Member:
         return self.cluster.peer(pid)
 
     def _introduce(self, peer: Peer, frame: Frame) -> None:
-        """A worker wants to talk to another one. On process 1; answers at once, on the reading thread."""
+        """A worker wants to talk to another one. On process 1; answered when they are connected."""
+
+        def answer() -> None:
+            peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
+
         try:
-            self.introductions.introduce(peer, self.cluster.peer(frame.ref))
+            self.introductions.introduce(peer, self.cluster.peer(frame.ref), answer)
         except Exception as error:
             send_error(peer, frame.request, error)
-        else:
-            peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
 
     def _neighbour(self, peer: Peer, frame: Frame) -> None:
         """Process 1 has connected us to another worker."""

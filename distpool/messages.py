@@ -28,6 +28,8 @@ EXIT           --                                    the process ends
 MEET           --                                    RESULT, when we are connected to process ``ref``
 NEIGHBOUR      --                                    nothing: the descriptor is a connection to process ``ref``;
                                                      without one, there is a tunnel to it (``relays``)
+EXPECT         --                                    RESULT: where process ``ref`` finds our door (``visits``)
+VISIT          an address, and the secret if needed  RESULT, when we are connected to process ``ref``, which is there
 RELAY          bytes from ``whence`` to ``ref``      nothing: process 1 passes it on; ``request`` more may be sent
 ADDED          [(ref id, pid, how many)]             nothing: those processes hold references now; ``ref`` is the owner
 DROPPED        [(ref id, how many)]                  nothing: process ``whence`` gives references back to owner ``ref``
@@ -91,7 +93,9 @@ SHELF: Final = 26
 TAKEN: Final = 27
 SLOT: Final = 28
 PLACES: Final = 29
-LAST_KIND: Final = PLACES
+EXPECT: Final = 32
+VISIT: Final = 33
+LAST_KIND: Final = VISIT
 
 # Flags of a frame.
 FLAG_GLOBALS: Final = 1  # the payload begins with names to assign in the receiver's __main__ (pickling)

@@ -154,6 +154,13 @@ class Peer:
         """The socket's descriptor."""
         return self._stream.fileno()
 
+    @property
+    def local_address(self) -> str:
+        """The address of this machine by which the connection goes; OSError when it goes over no network."""
+        if self._stream.family not in (socket.AF_INET, socket.AF_INET6):
+            raise OSError("this connection goes over no network")
+        return str(self._stream.getsockname()[0])
+
     # -- sending -------------------------------------------------------------------------------------------------
 
     def send(

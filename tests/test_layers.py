@@ -46,7 +46,7 @@ FLOORS = (
         "output",
     ),
     ("peer", "store", "forkserver", "managers"),
-    ("cluster", "callbacks", "bookkeeping", "introductions", "relays", "shortcuts", "serving", "member"),
+    ("cluster", "callbacks", "bookkeeping", "introductions", "guiding", "relays", "shortcuts", "serving", "visits", "member"),
     (
         "refs",
         "calls",

@@ -133,6 +133,8 @@ class ClusterManager:
     # Its workers see the files that this process sees. Where they do not, functions of modules that are not installed
     # travel by value.
     shares_files = True
+    # Other workers may dial its workers, at the address by which process 1 has reached them.
+    workers_meet = False
 
     def attach(self, reader: Reader, timeout: float | None = None) -> None:
         """Be told, before each launch, who watches descriptors and how many seconds ``addprocs`` gives a worker."""

@@ -66,6 +66,7 @@ class SSHManager(ClusterManager):
 
     signals_the_deaf_only = True
     shares_files = False
+    workers_meet = True
 
     def __init__(self, machines: Iterable[MachineSpec]) -> None:
         self.machines: Final[dict[str, Count]] = counted(machines)
