@@ -54,6 +54,11 @@ class Introductions:
         self._pairs: dict[frozenset[int], list[Done] | None] = {}  # who waits for it; None: they are introduced
         self._apart: set[tuple[str, str]] = set()  # machines of which the second has dialled the first in vain
         self._lock = threading.Lock()  # protects _pairs, and that a pair in it has been told
+        cluster.listen(self._joined, _nothing)
+
+    def _joined(self, pid: int) -> None:
+        """A newcomer may find open what was shut: machines are tried again."""
+        self._apart.clear()
 
     def introduce(self, one: Peer, other: Peer, done: Done) -> None:
         """Connect two workers, unless they are; both are told, then ``done`` is called, at once or later. Never blocks.
@@ -168,3 +173,7 @@ class _Attempt:
     def lost(self, error: BaseException) -> None:
         """One of them has ended. Whoever waits will be told so when he looks for it."""
         self._introductions.end(*self._pair, is_connected=True)
+
+
+def _nothing(pid: int, error: BaseException) -> None:
+    pass

@@ -203,7 +203,8 @@ NEWS = [Printed(1, 2, b"hi\n"), Ended(0, 9), Printed(1, 1, b"")]
 @pytest.mark.parametrize("size", [1, 2, 7, len(STREAM)])
 def test_reports_may_come_in_any_pieces(size: int) -> None:
     """The banner, the header, each report once and in order."""
-    heard, news = Reports(), []
+    heard = Reports()
+    news: list[Printed | Ended] = []
     for place in range(0, len(STREAM), size):
         heard.receive(STREAM[place : place + size])
         news += heard.news()

@@ -215,7 +215,7 @@ def test_a_login_that_fails(sshd: Sshd, machine: str, options: dict[str, Any], s
 @pytest.mark.parametrize("on_failure", ["raise", "warn", "rollback"])
 def test_the_healthy_machines(sshd: Sshd, on_failure: str) -> None:
     """Those that can be reached join; the others are told of, each with its own error."""
-    machines = ["locked", ("h1", 2), "nobody-there", "h2"]
+    machines: list[str | tuple[str, int | str]] = ["locked", ("h1", 2), "nobody-there", "h2"]
     if on_failure == "warn":
         with pytest.warns(RuntimeWarning, match=r"(?s)locked: .*nobody-there: |nobody-there: .*locked: "):
             pids = addprocs(machines, sshflags=sshd.flags, on_failure=on_failure)
