@@ -101,7 +101,7 @@ def call_into_future(
     """``remotecall`` in a given cluster; ``completion`` is told when the call has ended."""
     rrid = member.next_rrid()
     if pid == member.pid:
-        member.store.create(rrid, client=pid)
+        member.store.create(rrid)
         member.threads.run(lambda: _run_here(member, rrid, f, args, kwargs, completion))
         return Future.of(member, pid, rrid)
     peer, parcel = member.peer(pid), dump((f, args, kwargs), pid)
@@ -130,7 +130,7 @@ def _run_here(
     except BaseException as error:  # the user's code
         value, has_failed = wrapped(member.pid, error), True
     if rrid in member.store:  # else nobody holds it any more
-        member.store.set_result(rrid, not has_failed, value, creator=member.pid)
+        member.store.set_result(rrid, not has_failed, value)
     if completion is not None:
         completion.end(has_failed)
 

@@ -10,9 +10,9 @@ decoded is given back too::
 
 A ``Claim`` is what all handles of one reference in this process share, and what a message holds from its making until
 it is sent, and from its coming until it is opened. So a reference is given back only when nobody here can need it any
-more, never while a message with it waits to be sent. How often it was given to us is counted beside the claim, in
-the weak reference to it, which is all that is left when the claim dies. Any thread may enter; its end appends that weak
-reference to a deque and does nothing else, for it comes at any line of any thread, whatever lock is held.
+more, never while a message with it waits to be sent. How often it was given to us, and by whom, is counted beside the
+claim, in the weak reference to it, which is all that is left when the claim dies. Any thread may enter; its end appends
+that weak reference to a deque and does nothing else, for it comes at any line of any thread, whatever lock is held.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Claim:
 
 
 class _Record(weakref.ref[Claim]):
-    """A claim and its count. Counted here and not in the claim: a claim that dies cannot be found any more by then, so
+    """A claim and its counts. Counted here and not in the claim: a claim that dies cannot be found any more by then, so
     that nobody counts on what is being given back (a ``__del__`` runs while it still can be).
     """
 
-    __slots__ = ("count", "rrid", "where")
+    __slots__ = ("counts", "is_own", "rrid", "where")
 
     def __new__(cls, claim: Claim, tell: Callable[[_Record], object]) -> _Record:
         return super().__new__(cls, claim, tell)
@@ -52,7 +52,20 @@ class _Record(weakref.ref[Claim]):
         super().__init__(claim, tell)  # type: ignore[call-arg]  # unknown to its types
         self.where = claim.where
         self.rrid = claim.rrid
-        self.count = 0
+        self.counts: dict[int, int] = {}  # by giver; what this process made, it was given by itself
+        self.is_own = False  # made here, and never sent to anybody
+
+
+Row = tuple[RRID, int, int]  # a reference, who gave it, and how often
+
+
+class Dropped:
+    """What is to be given back, by owner."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, list[Row]] = {}
+        # What was made here and never sent: no news can be under way that its end must not overtake.
+        self.own: dict[int, list[Row]] = {}
 
 
 class Claims:
@@ -61,39 +74,74 @@ class Claims:
     def __init__(self) -> None:
         self.dropped: deque[_Record] = deque()  # of claims that have died; appended to at any moment
         self._records: dict[RRID, _Record] = {}
-        # Protects _records and the counts. Re-entrant: a finaliser of the user's may make references meanwhile.
+        # Protects _records and what is in them. Re-entrant: a finaliser of the user's may make references meanwhile.
         self._lock = threading.RLock()
 
     def made(self, where: int, rrid: RRID) -> Claim:
         """Return the claim of a reference that this process has just made: its first."""
-        return self._find(where, rrid, 1)
+        with self._lock:
+            claim, record = self._find(where, rrid)
+            record.counts[rrid.whence] = 1
+            record.is_own = True
+            return claim
 
-    def received(self, where: int, rrid: RRID) -> Claim:
+    def received(self, where: int, rrid: RRID, giver: int) -> Claim:
         """Return the claim of a reference that has just come in a message: one more."""
-        return self._find(where, rrid, 1)
+        with self._lock:
+            claim, record = self._find(where, rrid)
+            record.counts[giver] = record.counts.get(giver, 0) + 1
+            return claim
 
     def known(self, where: int, rrid: RRID) -> Claim:
         """Return the claim of a reference that is mentioned, without adding to it."""
-        return self._find(where, rrid, 0)
-
-    def _find(self, where: int, rrid: RRID, more: int) -> Claim:
         with self._lock:
-            record = self._records.get(rrid)
-            claim = record() if record is not None else None
-            if record is None or claim is None:  # unknown, or dead and about to be given back
-                claim = Claim(where, rrid)
-                record = self._records[rrid] = _Record(claim, self.dropped.append)
-            record.count += more
-            return claim
+            return self._find(where, rrid)[0]
+
+    def sent(self, claims: Iterable[Claim]) -> None:
+        """Take note that somebody is about to get these references from us."""
+        with self._lock:
+            for claim in claims:
+                record = self._records.get(claim.rrid)
+                if record is not None:
+                    record.is_own = False
+
+    def _find(self, where: int, rrid: RRID) -> tuple[Claim, _Record]:
+        """The claim of a reference and its record, made if there is none. Under the lock."""
+        claim = self._living(rrid)
+        if claim is None:
+            claim = Claim(where, rrid)
+            new = _Record(claim, self.dropped.append)
+            other = self._living(rrid)  # making objects may have run finalisers, which may have made this one
+            if other is None:
+                self._put_in_place(new)
+            else:
+                claim = other
+        return claim, self._records[rrid]
+
+    def _living(self, rrid: RRID) -> Claim | None:
+        record = self._records.get(rrid)
+        return record() if record is not None else None
+
+    def _put_in_place(self, new: _Record) -> None:
+        """The counts of a claim that is dead and was not given back yet go over to the new one.
+
+        Nobody may ever hear of its death: while a claim is being destroyed, this table may hold the only reference to
+        its record.
+        """
+        old = self._records.get(new.rrid)
+        if old is not None:
+            new.counts, old.counts = old.counts, new.counts
+            new.is_own = old.is_own
+        self._records[new.rrid] = new
 
     @property
     def is_in_use(self) -> bool:
         """True while this process holds references, or has some to give back."""
         return bool(self._records)
 
-    def take_dropped(self) -> dict[int, list[tuple[RRID, int]]]:
-        """Return what is to be given back, by owner; it is the caller's from now on."""
-        by_owner: dict[int, list[tuple[RRID, int]]] = {}
+    def take_dropped(self) -> Dropped:
+        """Return what is to be given back; it is the caller's from now on."""
+        found = Dropped()
         while self.dropped:
             try:
                 record = self.dropped.popleft()
@@ -102,9 +150,17 @@ class Claims:
             with self._lock:
                 if self._records.get(record.rrid) is record:
                     del self._records[record.rrid]
-            if record.count:
-                by_owner.setdefault(record.where, []).append((record.rrid, record.count))
-        return by_owner
+                rows = [(record.rrid, giver, count) for giver, count in record.counts.items()]
+            if rows:
+                by_owner = found.own if record.is_own else found.rows
+                by_owner.setdefault(record.where, []).extend(rows)
+        return found
+
+    def held(self, where: int, giver: int) -> list[tuple[RRID, int]]:
+        """Return what ``giver`` gave us of one owner's, and we have not taken out yet to give it back."""
+        with self._lock:
+            records = [record for record in self._records.values() if record.where == where and giver in record.counts]
+            return [(record.rrid, record.counts[giver]) for record in records]
 
 
 def by_owner(claims: Iterable[Claim]) -> dict[int, list[RRID]]:

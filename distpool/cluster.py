@@ -16,7 +16,7 @@ comes here, the first one wins, and every pending call, waiter and pool is told 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from distpool.errors import ProcessExitedException
 from distpool.light import TYPE_CHECKING
@@ -71,10 +71,14 @@ class Cluster:
         self._terminating: dict[int, Peer] = {}  # asked to end, still connected
         self._known: set[int] = set()  # worker's view: all pids that it was told of
         self._departed: dict[int, Departure] = {}
+        # Worker's view: of whom process 1 may still pass something on. Until it says otherwise, in the order of its
+        # messages, what one has said to others may be under way although its own connection has ended.
+        self._heard_of: set[int] = set()
         self._last_pid = DRIVER
         self._on_joined: list[Callable[[int], None]] = []
         self._on_departed: list[Listener] = []
         self._on_leaving: list[Callable[[int], None]] = []
+        self._on_ended: list[Callable[[int], None]] = []
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -136,15 +140,22 @@ class Cluster:
             if peer.pid in self._departed:
                 return False
             self._peers[peer.pid] = peer
+            if self.pid != DRIVER:
+                self._heard_of.add(peer.pid)
             listeners = list(self._on_joined)
         for tell in listeners:
             tell(peer.pid)
         return True
 
-    def know(self, pids: Iterable[int]) -> None:
-        """Replace the list of members that process 1 has told (worker only); those that are missing have departed."""
+    def know(self, pids: Sequence[int], leaving: Sequence[int] = ()) -> None:
+        """Replace the list of members that process 1 has told (worker only); those that are missing have departed.
+
+        ``leaving`` are no members any more, but still connected to process 1.
+        """
         with self._lock:
             known, self._known = self._known, set(pids)
+            heard_of, self._heard_of = self._heard_of, {*pids, *leaving}
+            ended = [pid for pid in heard_of - self._heard_of if pid not in self._peers]
             gone = [pid for pid in known - self._known if pid not in self._peers and pid not in self._departed]
             for pid in gone:
                 self._departed[pid] = Departure(was_asked=True)
@@ -152,6 +163,7 @@ class Cluster:
         for pid in gone:
             for tell in listeners:
                 tell(pid, self._departed[pid].error(pid))
+        self._tell_end(ended)
 
     def may_meet(self, one: int, other: int) -> bool:
         """Whether the topology lets two workers talk to each other."""
@@ -191,6 +203,15 @@ class Cluster:
             tell(pid)
         return peer
 
+    def leaving_pids(self) -> list[int]:
+        """The processes that are being removed and still connected."""
+        with self._lock:
+            return list(self._terminating)
+
+    def is_connected(self, pid: int) -> bool:
+        """True while messages of this process may come on its own connection."""
+        return pid in self._peers or pid in self._terminating
+
     def leaving(self, pid: int) -> Peer | None:
         """Return the connection to a process that is being removed, None for any other."""
         return self._terminating.get(pid)
@@ -208,6 +229,7 @@ class Cluster:
             self._departed[peer.pid] = departure
             self._peers.pop(peer.pid, None)
             self._terminating.pop(peer.pid, None)
+            has_ended = peer.pid not in self._heard_of
             listeners = list(self._on_departed)
         peer.close()
         faults = peer.fail_pending(lambda: departure.error(peer.pid))
@@ -216,9 +238,16 @@ class Cluster:
                 tell(peer.pid, departure.error(peer.pid))
             except Exception as fault:  # a fault of ours: the others must be told all the same
                 faults.append(fault)
+        if has_ended:
+            self._tell_end([peer.pid])
         if faults:
             raise faults[0]
         return True
+
+    def _tell_end(self, pids: Sequence[int]) -> None:
+        for pid in pids:
+            for tell in list(self._on_ended):
+                tell(pid)
 
     def departure(self, pid: int) -> Departure | None:
         """Return how ``pid`` ended, None when it has not."""
@@ -231,6 +260,11 @@ class Cluster:
         with self._lock:
             self._on_joined.append(joined)
             self._on_departed.append(departed)
+
+    def listen_for_end(self, ended: Callable[[int], None]) -> None:
+        """Be told when nothing of a process is under way any more, on its own connection or by way of process 1."""
+        with self._lock:
+            self._on_ended.append(ended)
 
     def listen_for_leaving(self, leaving: Callable[[int], None]) -> None:
         """Be told when the removal of a member begins: it must get no more work."""

@@ -298,7 +298,7 @@ class TaskFuture(Future[T], Generic[T]):
         self._check_travels()
         if self._claim is None:
             self._claim = self._member.books.made(self.where, self.rrid)
-            self._member.store.create(self.rrid, client=self._member.pid)
+            self._member.store.create(self.rrid)
             self.add_done_callback(_publish)
         note_ref(self._claim)
         return future_from, (self.where, *self.rrid)
@@ -308,9 +308,9 @@ class TaskFuture(Future[T], Generic[T]):
         try:
             value = self.result(0)
         except BaseException as error:  # it travels on as what it is
-            self._member.store.set_result(self.rrid, False, error, creator=self._member.pid)
+            self._member.store.set_result(self.rrid, False, error)
         else:
-            self._member.store.set_result(self.rrid, True, value, creator=self._member.pid)
+            self._member.store.set_result(self.rrid, True, value)
 
 
 def _publish(future: TaskFuture[Any]) -> None:

@@ -148,8 +148,9 @@ class _Joining:
             self._peer = self._member.connect(self.pid, stream, self._config)
         if not self._manager.shares_files:
             self._member.note_elsewhere(self.pid)
-        members = self._member.cluster.procs()
-        welcome = {**self._welcome, "pid": self.pid, "members": members, "is_spread": self._member.is_spread}
+        members, leaving = self._member.membership()
+        welcome = {**self._welcome, "pid": self.pid, "members": members, "leaving": leaving}
+        welcome["is_spread"] = self._member.is_spread
         self._member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
         for parcel in self._member.first_calls:
             self._first_calls.append(OpenCall(self._member, self._peer, parcel))

@@ -95,6 +95,8 @@ class Member:
         self.membership_lock = threading.Lock()  # one addprocs or rmprocs at a time (Julia's rule)
         # What a worker has to run before it is a member (``everywhere``); changed under membership_lock.
         self.first_calls: list[Parcel] = []
+        self._told_leaving: set[int] = set()  # on process 1: of whom the others were told that they are being removed
+        self._told_lock = threading.Lock()  # protects _told_leaving; taken before the cluster's
         self.actions: dict[int, Action] = {
             m.RESULT: self._answer,
             m.JOINED: self._answer,
@@ -114,7 +116,7 @@ class Member:
         )
         self.introductions = Introductions(self.cluster, guidance)
         self.visits = Visits(self.cluster, reader, self.threads.run, self.connect)
-        self.actions.update({m.ADDED: self.books.added, m.DROPPED: self.books.dropped})
+        self.actions.update(dict.fromkeys((m.ADDED, m.DROPPED, m.SETTLE, m.SETTLED), self.books.arrived))
         self.actions.update({m.MEET: self._introduce, m.NEIGHBOUR: self._neighbour})
         self.actions.update({m.EXPECT: self.visits.expect, m.VISIT: self.visits.visit})
         self.actions.update({m.SHELF: self.shortcuts.shelf_came, m.TAKEN: self.shortcuts.told})
@@ -203,6 +205,11 @@ class Member:
                 self.threads.run(lambda: _deregister(manager, peer.pid, config))
             if self.pid == DRIVER and not departure.was_asked:
                 self._announce(departure.error(peer.pid))
+            with self._told_lock:
+                was_told_of = peer.pid in self._told_leaving
+                self._told_leaving.discard(peer.pid)
+            if was_told_of:  # they keep what it held until they hear that it has ended
+                self.tell_members()
 
     def note_elsewhere(self, pid: int) -> None:
         """A worker on a machine that does not share our files is joining. On process 1; the others hear of it later."""
@@ -211,9 +218,16 @@ class Member:
 
     def tell_members(self) -> None:
         """Tell every worker who belongs to the cluster now, and whether all of them have the same files."""
-        news = dump(self.cluster.procs())
+        news = dump(self.membership())
         for peer in self.cluster.peers():
             peer.send_parcel(m.MEMBERS, news, ref=int(self.is_spread))
+
+    def membership(self) -> tuple[list[int], list[int]]:
+        """On process 1: who belongs to the cluster, and who is being removed; of these the others are told again."""
+        with self._told_lock:
+            leaving = self.cluster.leaving_pids()
+            self._told_leaving.update(leaving)
+            return self.cluster.procs(), leaving
 
     @property
     def is_spread(self) -> bool:
@@ -301,9 +315,9 @@ class Member:
         """See ``Bookkeeping.announce``."""
         self.books.announce(claims, pid)
 
-    def received(self, table: Sequence[tuple[int, int, int]]) -> object:
+    def received(self, table: Sequence[tuple[int, int, int]], giver: int) -> object:
         """See ``Bookkeeping.received``."""
-        return self.books.received(table)
+        return self.books.received(table, giver)
 
     # -- requests to others --------------------------------------------------------------------------------------
 
@@ -401,9 +415,9 @@ class Member:
         """Return an id for a new reference made by this process."""
         return RRID(self.pid, _next_ref())
 
-    def make_channel(self, rrid: RRID, factory: Callable[[], Any], creator: int) -> None:
+    def make_channel(self, rrid: RRID, factory: Callable[[], Any]) -> None:
         """Run a factory here and keep what it returns under ``rrid``."""
-        self.store.create(rrid, channel=factory(), client=creator)
+        self.store.create(rrid, channel=factory())
 
     def channel(self, rrid: RRID) -> Channel[Any]:
         """Return the backing channel of a reference that this process owns."""

@@ -23,7 +23,7 @@ TAKE_BACK      --                                    TAKEN_BACK with what had no
 INTERRUPT      --                                    the running call fails with KeyboardInterrupt
 JOIN           who you are, whom you know            JOINED
 JOINED         os pid and facts of the new member    --
-MEMBERS        all pids of the cluster               --
+MEMBERS        pids of the cluster; of those leaving --
 EXIT           --                                    the process ends
 MEET           --                                    RESULT, when we are connected to process ``ref``
 NEIGHBOUR      --                                    nothing: the descriptor is a connection to process ``ref``;
@@ -32,7 +32,10 @@ EXPECT         --                                    RESULT: where process ``ref
 VISIT          an address, and the secret if needed  RESULT, when we are connected to process ``ref``, which is there
 RELAY          bytes from ``whence`` to ``ref``      nothing: process 1 passes it on; ``request`` more may be sent
 ADDED          [(ref id, pid, how many)]             nothing: those processes hold references now; ``ref`` is the owner
-DROPPED        [(ref id, how many)]                  nothing: process ``whence`` gives references back to owner ``ref``
+DROPPED        [(ref id, giver, how many)]           nothing: process ``whence`` gives references back to owner ``ref``
+SETTLE         --                                    SETTLED: owner ``whence`` asks ``ref`` what it holds of what it was
+                                                     given by process ``request``, which has ended
+SETTLED        [(ref id, how many)]                  nothing
 SHELF          --                                    nothing: the descriptor is where to take the first items of a
                                                      channel (``shortcuts``)
 SLOT           --                                    nothing: the descriptor is where to put items into a channel
@@ -93,6 +96,8 @@ SHELF: Final = 26
 TAKEN: Final = 27
 SLOT: Final = 28
 PLACES: Final = 29
+SETTLE: Final = 30
+SETTLED: Final = 31
 EXPECT: Final = 32
 VISIT: Final = 33
 LAST_KIND: Final = VISIT
@@ -113,7 +118,6 @@ OPERATIONS: Final = (
     "set",
     "take",
     "fetch",
-    "fetch_release",
     "wait",
     "isready",
     "isopen",

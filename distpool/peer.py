@@ -66,8 +66,8 @@ class References(Protocol):
     def announce(self, claims: Sequence[Any], pid: int) -> None:
         """Tell the owners that ``pid`` is about to get these references. Before the message itself is sent."""
 
-    def received(self, table: Sequence[tuple[int, int, int]]) -> object:
-        """Take note of references that came in; return what must live until the message is opened."""
+    def received(self, table: Sequence[tuple[int, int, int]], giver: int) -> object:
+        """Take note of references that came from ``giver``; return what must live until the message is opened."""
 
     def opening(self) -> AbstractContextManager[None]:
         """Return a context in which what is unpickled belongs to this connection's cluster."""
@@ -421,7 +421,7 @@ class Peer:
                 self._attach(frame)
             if frame.flags & FLAG_REFS:
                 table, frame.body = split_table(frame.body)
-                frame.claims = self._references.received(table)
+                frame.claims = self._references.received(table, self.pid)
             if frame.flags & FLAG_GLOBALS:
                 peel_off = peel_beside if self.is_in_our_process else peel
                 with self._references.opening():

@@ -19,6 +19,7 @@ from distpool.light import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from distpool.member import Member, default_member, opening_member
 from distpool.messages import NULL_ID, RRID
 from distpool.pickling import Parcel, dump, dump_arguments, in_message, note_ref
+from distpool.store import OWN_STORE_SECONDS
 from distpool.transport import Deadline, Waiter
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ class RemoteRef:
         finally:
             # Not withdrawn means that it is being answered at this moment: what it took must not be lost.
             if not answer.done and not member.store.withdraw(member.pid, request):
-                member.reader.wait(answer)
+                if member.store.is_in_own_store(member.pid, request):
+                    member.reader.wait(answer, Deadline(OWN_STORE_SECONDS))
+                if not answer.done and not member.store.abandon(member.pid, request):
+                    member.reader.wait(answer)
         if not answer.done:
             raise TimeoutError(f"{self!r}: {op} had no answer within {timeout} seconds")
         if not answer.ok:
@@ -189,7 +193,7 @@ class Future(RemoteRef, Generic[T]):
         """
         if self._value is not NOTHING:
             raise RuntimeError(f"{self!r} has a value already, and is written once")
-        self._ask("set", (value, 0))
+        self._ask("set", (value,))
         self._value = value
         self._give_back()
         return self
@@ -301,10 +305,10 @@ class RemoteChannel(RemoteRef, Generic[T]):
         if factory is None:
             return
         if where == member.pid:
-            member.make_channel(self.rrid, factory, member.pid)
+            member.make_channel(self.rrid, factory)
         else:
             peer = member.peer(where)
-            parcel = dump((_make_channel, (factory, *self.rrid, member.pid), {}), where)
+            parcel = dump((_make_channel, (factory, *self.rrid), {}), where)
             member.open_answer(peer, member.request(peer, m.CALL_FETCH, parcel))
 
     @classmethod
@@ -490,8 +494,8 @@ def _remote_channel(where: int, whence: int, number: int) -> RemoteChannel[Any]:
     return known if isinstance(known, RemoteChannel) else RemoteChannel.of(member, where, rrid)
 
 
-def _make_channel(factory: Callable[[], Any], whence: int, number: int, creator: int) -> None:
-    default_member().make_channel(RRID(whence, number), factory, creator)
+def _make_channel(factory: Callable[[], Any], whence: int, number: int) -> None:
+    default_member().make_channel(RRID(whence, number), factory)
 
 
 def _bind(member: Member, rrid: RRID, pid: int) -> None:

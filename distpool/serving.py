@@ -22,7 +22,7 @@ from distpool.light import Any, Final
 from distpool.peer import Peer
 from distpool.pickling import capture, dump, dump_exception, is_plain
 from distpool.shortcuts import Shortcuts
-from distpool.store import Store
+from distpool.store import OWN_STORE_SECONDS, Store
 from distpool.wire import Frame
 
 Job = Callable[[], object]
@@ -95,7 +95,7 @@ class Call:
 
     def _keep(self, ok: bool, value: object) -> None:
         if self.frame.rrid in self._serving.store:
-            self._serving.store.set_result(self.frame.rrid, ok, value, creator=self.peer.pid)
+            self._serving.store.set_result(self.frame.rrid, ok, value)
 
 
 class Serving:
@@ -138,7 +138,7 @@ class Serving:
         if frame.kind in (m.CALL, m.CALL_WAIT):
             # The entry exists before anything that follows on this connection can ask for it. When it is missing in the
             # end, it was released meanwhile, however long ago.
-            self.store.create(frame.rrid, client=peer.pid)
+            self.store.create(frame.rrid)
             if frame.kind == m.CALL and frame.request:
                 self._tell_end(peer, frame)
         self._execute(Call(self, peer, frame))
@@ -241,6 +241,12 @@ class Serving:
                 return
         if self.store.withdraw(*key):
             peer.send(m.RESULT, m.FLAG_WITHDRAWN, frame.request)
+        elif self.store.is_in_own_store(*key):
+            self._call_later(OWN_STORE_SECONDS, lambda: self._abandon(peer, frame.request))
+
+    def _abandon(self, peer: Peer, request: int) -> None:
+        if self.store.abandon(peer.pid, request):
+            peer.send(m.RESULT, m.FLAG_WITHDRAWN, request)
 
 
 def send_value(peer: Peer, request: int, value: object) -> bool:

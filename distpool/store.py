@@ -4,7 +4,7 @@ Used by the member, which turns messages into requests, and by references owned 
 The store owns the table of entries; one lock protects it, and neither an answer nor anything of a user runs under it::
 
     ref id ──▶ entry ── channel     what a Future or RemoteChannel keeps its items in; a Channel(1) if none was given
-                     ├─ clients     the processes that hold a reference, and how often each was given it (see claims)
+                     ├─ clients     the processes that hold a reference, and how often each was given it by whom
                      └─ waiting     requests that will be answered later; they hold no thread
 
 An entry comes into being when anything is first said about its id, with the process that made the id as its client. It
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 
 from distpool.channel import Channel
-from distpool.desk import Ticket
+from distpool.desk import NOTHING, Ticket
 from distpool.errors import CapturedException, ProcessExitedException, RemoteException, remote_exception
 from distpool.light import Any, Final
 from distpool.messages import RRID
@@ -31,44 +31,72 @@ Answer = Callable[[bool, Any], object]
 
 # How many released ids are remembered. Arbitrary: more than can be under way while one message is late; below 1 MB.
 TOMBSTONES: Final = 4096
+# How long after the end of its time limit, or its interrupt, a request runs on in a user's own backing store: it cannot
+# be withdrawn there, and one that only looks has no time but this. Arbitrary: time to start a thread on a busy machine.
+OWN_STORE_SECONDS: Final = 0.1
 
 
 class _Entry:
     """What is kept under one id."""
 
-    __slots__ = ("bound", "channel", "clients", "is_set", "waiting")
+    __slots__ = ("bound", "channel", "clients", "is_set", "kept", "waiting")
 
-    def __init__(self, channel: Any, client: int) -> None:
+    def __init__(self, channel: Any, creator: int) -> None:
         self.channel = channel
-        # How often each process was given the reference. Less than nothing: it gave back before we heard that it got
-        # it.
-        self.clients = {client: 1}
+        # How often each process was given the reference, by (process, giver); its creator by itself. Less than nothing:
+        # it gave back before we heard that it got it.
+        self.clients = {(creator, creator): 1}
         self.is_set = False  # it is a Future, and has its value
         self.waiting: set[_Request] = set()
         self.bound: set[int] = set()  # processes whose end closes the channel
+        # What was taken from a user's own store and reached nobody, with the arguments of its take: for the next one.
+        self.kept: list[tuple[tuple[Any, ...], Any]] = []
 
 
 class _Request:
     """One operation asked for by a client, until it is answered."""
 
-    __slots__ = ("answer", "client", "count", "entry", "id", "is_answered", "op", "rrid", "store", "ticket")
+    __slots__ = (
+        "answer",
+        "args",
+        "client",
+        "entry",
+        "id",
+        "is_abandoned",
+        "is_answered",
+        "op",
+        "rrid",
+        "store",
+        "ticket",
+    )
 
-    def __init__(self, store: Store, rrid: RRID, entry: _Entry, op: str, client: int, id: int, answer: Answer) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rrid: RRID,
+        entry: _Entry,
+        op: str,
+        args: tuple[Any, ...],
+        client: int,
+        id: int,
+        answer: Answer,
+    ) -> None:
         self.store = store
         self.rrid = rrid
         self.entry = entry
         self.op = op
+        self.args = args
         self.client = client
         self.id = id
         self.answer = answer
         self.ticket: Ticket | None = None  # while it waits at the channel
         self.is_answered = False
-        self.count = 1  # how many references "set" and "fetch_release" give back
+        self.is_abandoned = False  # it runs on in a user's own store, and nobody waits for its answer
 
     def reply(self, ok: bool, value: Any) -> None:
         """What the channel calls: passes the answer on, and puts an item that cannot be delivered back."""
         store = self.store
-        is_gone = store._strike(self)
+        is_unwanted = store._strike(self)
         if not ok or self.op in ("put", "put_many"):
             store._tell(self.answer, ok, value)
             return
@@ -78,7 +106,7 @@ class _Request:
         shown = None if self.op == "wait" and not is_error else value
         delivered: object = False
         try:
-            delivered = not is_gone and _delivery(self.answer, not is_error, shown)
+            delivered = not is_unwanted and _delivery(self.answer, not is_error, shown)
         finally:
             if not callable(delivered):
                 self._end(value, bool(delivered))
@@ -88,12 +116,10 @@ class _Request:
 
     def _end(self, value: Any, delivered: bool) -> None:
         if self.op == "take" and not delivered:
-            self.store._return(self.entry.channel, value)
+            self.store._return(self.entry, self.args, value)
         if self.op == "take_many" and not delivered:
             for item in reversed(value) if isinstance(value, list) else (value,):
-                self.store._return(self.entry.channel, item)
-        if self.op == "fetch_release" and delivered and not isinstance(value, RemoteException):
-            self.store.del_client(self.rrid, self.client, self.count)
+                self.store._return(self.entry, (), item)
 
 
 class Store:
@@ -105,11 +131,12 @@ class Store:
 
     >>> store = Store(run_blocking=lambda work: work())
     >>> future = RRID(1, 1)
-    >>> store.request(future, "fetch_release", (), 1, 7, lambda ok, value: print("fetched:", value))
+    >>> store.request(future, "fetch", (), 2, 7, lambda ok, value: print("fetched:", value))
     >>> store.clients(future)
     frozenset({1})
-    >>> store.set_result(future, True, "OK", creator=1)
+    >>> store.set_result(future, True, "OK")
     fetched: OK
+    >>> _ = store.del_client(future, 1)
     >>> future in store
     False
     """
@@ -119,26 +146,27 @@ class Store:
         self._lock = threading.Lock()  # protects all tables below, and the clients and requests of every entry
         self._entries: dict[RRID, _Entry] = {}
         self._released: OrderedDict[RRID, bool] = OrderedDict()  # tombstones, the oldest first; True: it had been set
-        self._requests: dict[tuple[int, int], _Request] = {}  # those that wait, by client and request id
+        # Those that wait, or run in a user's own store, by client and request id.
+        self._requests: dict[tuple[int, int], _Request] = {}
         self._gone: set[int] = set()  # processes that left; pids are never used twice
-        self._returns: deque[tuple[Any, Any]] = deque()  # (channel, item) on the way back
+        self._ended: set[int] = set()  # those that nothing more will be heard of, neither
+        self._returns: deque[tuple[_Entry, tuple[Any, ...], Any]] = deque()  # items on the way back
         self._is_returning = False  # some thread is about it
 
     # -- entries
 
-    def create(self, rrid: RRID, channel: Any = None, client: int = 0) -> None:
+    def create(self, rrid: RRID, channel: Any = None) -> None:
         """Makes the entry of an id; if something was said about it earlier, adopts the entry that this made.
 
         Args:
             rrid: the id. One that was released already stays released.
             channel: the backing store; None for a Channel(1).
-            client: the first to hold it; 0 stands for the process that made the id.
 
         Raises:
             RuntimeError: a channel is given, and the id has one.
         """
         with self._lock:
-            entry = self._find(rrid, (client, rrid.whence), channel)
+            entry = self._find(rrid, channel)
             if entry is not None and channel is not None and entry.channel is not channel:
                 raise RuntimeError(f"reference {tuple(rrid)} has a channel already")
 
@@ -149,7 +177,7 @@ class Store:
     def clients(self, rrid: RRID) -> frozenset[int]:
         """The processes that hold a reference. LookupError if the id is not known here."""
         with self._lock:
-            return frozenset(pid for pid, count in self._known(rrid).clients.items() if count > 0)
+            return frozenset(pid for (pid, _), count in self._known(rrid).clients.items() if count > 0)
 
     def __contains__(self, rrid: object) -> bool:
         return rrid in self._entries
@@ -157,19 +185,18 @@ class Store:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def set_result(self, rrid: RRID, ok: bool, value: Any, creator: int) -> None:
+    def set_result(self, rrid: RRID, ok: bool, value: Any) -> None:
         """Writes the result of a call; nothing happens if nobody holds its Future any more, or somebody else set it.
 
         Args:
             rrid: the id of the call's Future.
             ok: False if the call failed; ``value`` is then the `RemoteException`.
             value: the result.
-            creator: who called: the first client, if nothing was said about the id yet.
         """
         if not ok and not isinstance(value, RemoteException):
             value = remote_exception(0, CapturedException(value))
         with self._lock:
-            entry = self._find(rrid, (creator,))
+            entry = self._find(rrid)
         if entry is not None:
             self._write(entry, value)
 
@@ -179,18 +206,12 @@ class Store:
         entry.is_set = True
         return _outcome(entry.channel.try_put, (value,))
 
-    def _find(self, rrid: RRID, holders: tuple[int, ...], channel: Any = None) -> _Entry | None:
-        """The entry of an id, made if need be for the first of ``holders`` that is alive. Under the lock.
-
-        None if it was released, or none of them is alive.
-        """
+    def _find(self, rrid: RRID, channel: Any = None) -> _Entry | None:
+        """The entry of an id, made if need be. Under the lock. None if it was released, or its creator has ended."""
         entry = self._entries.get(rrid)
-        if entry is not None or rrid in self._released:
+        if entry is not None or rrid in self._released or rrid.whence in self._ended:
             return entry
-        holder = next((pid for pid in holders if pid and pid not in self._gone), 0)
-        if not holder:
-            return None
-        entry = self._entries[rrid] = _Entry(Channel(1) if channel is None else channel, holder)
+        entry = self._entries[rrid] = _Entry(Channel(1) if channel is None else channel, rrid.whence)
         return entry
 
     def _known(self, rrid: RRID) -> _Entry:
@@ -214,36 +235,79 @@ class Store:
             return None
         return entry.channel
 
-    # -- who holds what
+    # -- who holds what (why the counts come right in the end: see bookkeeping)
 
-    def add_client(self, rrid: RRID, client: int, count: int = 1) -> bool:
-        """Notes that a process was given a reference. False if too late: the id was released, or the process left."""
+    def add_client(self, rrid: RRID, client: int, count: int = 1, giver: int = 0) -> bool:
+        """Notes that a process was given a reference, by its creator or by ``giver``.
+
+        Returns False if too late: the id was released, or the process has ended.
+        """
         with self._lock:
-            entry = self._find(rrid, (rrid.whence, client))
-            if entry is None or client in self._gone:
+            entry = self._find(rrid)
+            if entry is None or client in self._ended:
                 return False
-            abandoned = self._drop(rrid, entry, client, -count)
+            abandoned = self._drop(rrid, entry, (client, giver or rrid.whence), -count)
         self._abandon(abandoned, _released_error(rrid))
         return True
 
-    def del_client(self, rrid: RRID, client: int, count: int = 1) -> None:
-        """Notes that a process gave a reference back, as often as that; with the last one the entry goes."""
+    def del_client(self, rrid: RRID, client: int, count: int = 1, giver: int = 0) -> object:
+        """Notes that a process gave back what it was given by the creator or by ``giver``.
+
+        With the last one the entry goes. Returns what was kept under it then: letting go of it may run a user's code.
+        """
         with self._lock:
             entry = self._entries.get(rrid)
-            if entry is None and rrid not in self._released:
-                if client == rrid.whence:
-                    self._bury(rrid, False)  # a Future that nobody used: what was sent about it may still come
-                    return
-                entry = self._find(rrid, (rrid.whence,))  # we are still to hear that it was given to this process
-            if entry is None:
-                return
-            abandoned = self._drop(rrid, entry, client, count)
+            if entry is None and rrid not in self._released and client == rrid.whence:
+                self._bury(rrid, False)  # a Future that nobody used: what was sent about it may still come
+                return None
+            entry = self._find(rrid)  # if there is none yet, we are still to hear that this process was given it
+            if entry is None or client in self._ended:
+                return None
+            abandoned = self._drop(rrid, entry, (client, giver or rrid.whence), count)
         self._abandon(abandoned, _released_error(rrid))
+        return entry
+
+    def client_ended(self, pid: int) -> set[int]:
+        """Nothing more will be heard of a process: what only it held goes.
+
+        Returns who was given something by it: how much of that has arrived, only they know, see `settle`.
+        """
+        with self._lock:
+            self._ended.add(pid)
+            held = self._with_key(lambda client, giver: client == pid)
+            # `held` outlives the lock, so that no finaliser of a user's value runs under it.
+            orphans = [(rrid, self._drop(rrid, entry, key, entry.clients[key])) for rrid, entry, key in held]
+            asked = {client for _, _, (client, giver) in self._with_key(lambda client, giver: giver == pid)}
+        for rrid, requests in orphans:
+            self._abandon(requests, _released_error(rrid))
+        return asked
+
+    def settle(self, client: int, giver: int, held: dict[RRID, int]) -> list[object]:
+        """Sets how often ``client`` holds what it was given by a process that has ended.
+
+        Returns what was kept under the ids that go with it, as `del_client`.
+        """
+        key = (client, giver)
+        with self._lock:
+            found = self._with_key(lambda *each: each == key)
+            if client not in self._ended:
+                found += [(rrid, entry, key) for rrid in held if (entry := self._entries.get(rrid)) is not None]
+            orphans = [
+                (rrid, self._drop(rrid, entry, key, entry.clients.get(key, 0) - held.get(rrid, 0)))
+                for rrid, entry, key in found
+            ]
+        for rrid, requests in orphans:
+            self._abandon(requests, _released_error(rrid))
+        return [entry for _, entry, _ in found]
+
+    def _with_key(self, wanted: Callable[[int, int], bool]) -> list[tuple[RRID, _Entry, tuple[int, int]]]:
+        """The counts of certain clients and givers. Under the lock."""
+        return [(rrid, entry, key) for rrid, entry in self._entries.items() for key in entry.clients if wanted(*key)]
 
     def bind(self, rrid: RRID, pid: int) -> None:
         """Closes the channel of an id when process ``pid`` leaves; now if it has left."""
         with self._lock:
-            entry = self._find(rrid, (rrid.whence,))
+            entry = self._find(rrid)
             if entry is not None and pid not in self._gone:
                 entry.bound.add(pid)
                 return
@@ -257,34 +321,32 @@ class Store:
             self.run_blocking(partial(_close, entry.channel))
 
     def client_gone(self, pid: int, error: ProcessExitedException | None = None) -> None:
-        """A process left: its waiting requests are withdrawn, what only it held goes, and it gets no items any more.
+        """A process left: its waiting requests are withdrawn, and it gets no items any more.
 
-        Channels that were bound to it are closed, with ``error`` if it says more about its end.
+        Channels that were bound to it are closed, with ``error`` if it says more about its end. What it held is kept
+        until `client_ended`: others may tell later what it did before.
         """
         with self._lock:
             self._gone.add(pid)
             bound = [entry for entry in self._entries.values() if pid in entry.bound]
             withdrawn = [request for request in self._requests.values() if request.client == pid]
-            held = [(rrid, entry) for rrid, entry in self._entries.items() if pid in entry.clients]
-            # `held` outlives the lock, so that no finaliser of a user's value runs under it.
-            orphans = [(rrid, self._drop(rrid, entry, pid, entry.clients[pid])) for rrid, entry in held]
         self._abandon(withdrawn, ProcessExitedException(pid))
-        for rrid, requests in orphans:
-            self._abandon(requests, _released_error(rrid))
         for entry in bound:
             self._close_bound(entry, error or ProcessExitedException(pid))
 
-    def _drop(self, rrid: RRID, entry: _Entry, client: int, count: int) -> list[_Request]:
+    def _drop(self, rrid: RRID, entry: _Entry, key: tuple[int, int], count: int) -> list[_Request]:
         """Takes ``count`` from a client. Returns the requests that lost their entry with it. Under the lock."""
-        left = entry.clients.get(client, 0) - count
+        left = entry.clients.get(key, 0) - count
+        if left < 0 and key[1] in self._ended:
+            left = 0  # the giver ended before it could tell that it gave
         if left:
-            entry.clients[client] = left
+            entry.clients[key] = left
         else:
-            entry.clients.pop(client, None)
+            entry.clients.pop(key, None)
         if entry.clients:
             return []
-        del self._entries[rrid]
-        self._bury(rrid, entry.is_set)
+        if self._entries.pop(rrid, None) is not None:
+            self._bury(rrid, entry.is_set)
         return list(entry.waiting)
 
     def _bury(self, rrid: RRID, was_set: bool) -> None:
@@ -308,8 +370,7 @@ class Store:
             rrid: the id. Its entry is made if need be.
             op: "put", "take", "fetch", "wait", "put_many", "take_many", "isready", "isopen", "isempty", "close", as the
                 method of that name (puts and "wait" are answered with None). For Futures: "set", a put that succeeds
-                once and removes the putter from the clients, and "fetch_release", a fetch that removes the fetcher;
-                both take, as last argument, how many references it gives back (1).
+                once.
             args: what the method of that name takes. A user's own backing store gets them as they are.
             client: the process that asks.
             request_id: its number for this request, for `withdraw`.
@@ -321,22 +382,20 @@ class Store:
             self._tell(answer, False, ValueError(f"there is no operation {op!r} on references"))
             return
         with self._lock:
-            entry = self._find(rrid, (rrid.whence, client))
+            entry = self._find(rrid)
         if entry is None:
             self._tell(answer, *self._late(rrid, op))
             return
-        request = _Request(self, rrid, entry, op, client, request_id, answer)
+        request = _Request(self, rrid, entry, op, args, client, request_id, answer)
         if type(entry.channel) is not Channel:  # a subclass may have changed any method
-            self.run_blocking(lambda: _run_own(request, args))
+            with self._lock:
+                self._requests[client, request_id] = request
+            self.run_blocking(lambda: _run_own(request))
         elif len(args) not in _OPS[op]:
             takes = "one value" if 1 in _OPS[op] else "no arguments"
             request.reply(False, TypeError(f"{op} on a channel takes {takes}, not {len(args)} arguments"))
         elif op == "set" or (op == "put" and entry.is_set):
-            request.count = args[1] if len(args) > 1 else 1
             self._set(request, args[0])
-        elif op == "fetch_release":
-            request.count = args[0] if args else 1
-            self._wait_at_channel(request)
         elif op in ("put", "take", "fetch", "wait", "put_many", "take_many"):
             self._wait_at_channel(request, *args)
         else:
@@ -345,7 +404,8 @@ class Store:
     def withdraw(self, client: int, request_id: int) -> bool:
         """Gives up a request that waits. True: it will never be answered. False: it was, or is being answered.
 
-        What runs in a user's own backing store cannot be withdrawn. Call it after `request` has returned.
+        What runs in a user's own backing store cannot be withdrawn, only abandoned. Call it after `request` has
+        returned.
         """
         with self._lock:
             request = self._requests.get((client, request_id))
@@ -354,9 +414,24 @@ class Store:
         self._strike(request)
         return True
 
+    def is_in_own_store(self, client: int, request_id: int) -> bool:
+        """True while a request runs in a user's own backing store and is not answered."""
+        request = self._requests.get((client, request_id))
+        return request is not None and request.ticket is None
+
+    def abandon(self, client: int, request_id: int) -> bool:
+        """Gives up a request that runs in a user's own backing store. True: it will never be answered.
+
+        It runs on. What a take brings later is for the next take with the same arguments; a put may still be done.
+        """
+        with self._lock:
+            if not self.is_in_own_store(client, request_id):
+                return False
+            self._requests.pop((client, request_id)).is_abandoned = True
+            return True
+
     def _wait_at_channel(self, request: _Request, value: Any = None) -> None:
-        op = "fetch" if request.op == "fetch_release" else request.op
-        ticket = request.entry.channel.request(op, value, request.reply)
+        ticket = request.entry.channel.request(request.op, value, request.reply)
         if ticket is None:
             return
         with self._lock:
@@ -374,8 +449,6 @@ class Store:
         ok, written = self._write(request.entry, value)
         if ok and not written:
             ok, written = False, _written_error(request.rrid)
-        if ok:
-            self.del_client(request.rrid, request.client, request.count)  # before the answer: who put sees it released
         self._tell(request.answer, ok, None if ok else written)
 
     def _late(self, rrid: RRID, op: str) -> tuple[bool, Any]:
@@ -390,16 +463,22 @@ class Store:
 
     def _leave(self, request: _Request) -> bool:
         """Takes a request out of its channel; False if its answer is under way."""
-        return request.ticket is not None and request.entry.channel.withdraw(request.ticket)
+        ticket = request.ticket
+        return ticket is not None and request.entry.channel.withdraw(ticket)
 
     def _strike(self, request: _Request) -> bool:
-        """Takes a request off the list of those that wait; True if its client has left."""
+        """Takes a request off the list of those that wait; True if its client has left, or has given it up."""
         with self._lock:
             request.is_answered = True
+            if type(request.entry.channel) is not Channel and not request.is_abandoned:
+                self._requests.pop((request.client, request.id), None)
             if request.ticket is not None:
                 self._requests.pop((request.client, request.id), None)
                 request.entry.waiting.discard(request)
-            return request.client in self._gone
+                # The two know each other: in a cycle they would keep what was asked for, and the references in it,
+                # until a garbage collection, which in an idle process never comes.
+                request.ticket = None
+            return request.is_abandoned or request.client in self._gone
 
     def _tell(self, answer: Answer, ok: bool, value: Any) -> None:
         """Answers where nothing depends on whether it arrives."""
@@ -407,10 +486,10 @@ class Store:
         if callable(deliver):
             self.run_blocking(partial(_run_delivery, deliver))
 
-    def _return(self, channel: Any, value: Any) -> None:
+    def _return(self, entry: _Entry, args: tuple[Any, ...], value: Any) -> None:
         """Puts an item back. The next taker may fail too, and so on: a loop, where recursion would end at its limit."""
         with self._lock:
-            self._returns.append((channel, value))
+            self._returns.append((entry, args, value))
             if self._is_returning:
                 return
             self._is_returning = True
@@ -419,18 +498,30 @@ class Store:
                 if not self._returns:
                     self._is_returning = False
                     return
-                channel, value = self._returns.popleft()
-            put_back = getattr(channel, "put_back", None)
-            if put_back is not None:  # a user's own backing store need not have it
+                entry, args, value = self._returns.popleft()
+            put_back = getattr(entry.channel, "put_back", None)
+            if put_back is not None:
                 _outcome(put_back, (value,))
+                continue
+            with self._lock:  # a user's own backing store need not have it
+                entry.kept.append((args, value))
+
+    def _take_kept(self, entry: _Entry, args: tuple[Any, ...]) -> Any:
+        """An item that an earlier take with equal arguments has brought for nobody, or NOTHING."""
+        for each in list(entry.kept):
+            if each[0] == args:  # the user's code: under no lock
+                with self._lock:
+                    for index, other in enumerate(entry.kept):
+                        if other is each:
+                            del entry.kept[index]
+                            return each[1]
+        return NOTHING
 
 
 # The operations, and how many arguments each takes at a channel.
 _OPS: Final = {
-    **dict.fromkeys(("put", "put_many", "take_many"), (1,)),
-    "set": (1, 2),
+    **dict.fromkeys(("put", "set", "put_many", "take_many"), (1,)),
     **dict.fromkeys(("take", "fetch", "wait", "isready", "isopen", "isempty"), (0,)),
-    "fetch_release": (0, 1),
     "close": (0, 1),
 }
 
@@ -439,10 +530,15 @@ def _close(channel: Any) -> None:
     _outcome(lambda: channel.close(), ())
 
 
-def _run_own(request: _Request, args: tuple[Any, ...]) -> None:
+def _run_own(request: _Request) -> None:
     """Runs an operation on a user's own backing store."""
-    method = {"set": "put", "fetch_release": "fetch"}.get(request.op, request.op)
-    request.reply(*_outcome(lambda *args: getattr(request.entry.channel, method)(*args), args))
+    if request.op == "take" and request.entry.kept:
+        outcome = _outcome(request.store._take_kept, (request.entry, request.args))
+        if outcome[1] is not NOTHING:
+            request.reply(*outcome)
+            return
+    method = "put" if request.op == "set" else request.op
+    request.reply(*_outcome(lambda *args: getattr(request.entry.channel, method)(*args), request.args))
 
 
 def _outcome(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any]:

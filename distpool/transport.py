@@ -70,6 +70,11 @@ class Timer:
         """Make it do nothing; harmless when it has run."""
         self._call = None
 
+    @property
+    def is_over(self) -> bool:
+        """True when the call was begun, or taken back."""
+        return self._call is None
+
     def run(self) -> None:
         """Make the call, once."""
         call, self._call = self._call, None
@@ -420,6 +425,7 @@ class Reader:
         self._unpark_background()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
+        self._handlers.clear()  # some know their reader: their descriptors would wait for a garbage collection
         self._poller.close()
         wake_in, wake_out = self._wake_in, self._wake_out
         self._wake_in = self._wake_out = -1  # the numbers may soon be other files': a late wake() must miss them

@@ -197,7 +197,7 @@ class Worker:
         welcome = self._member.open(frame)
         self._member.pid = self._member.cluster.pid = welcome["pid"]
         self._member.cluster.add(peer)
-        self._member.cluster.know(welcome["members"])
+        self._member.cluster.know(welcome["members"], welcome["leaving"])
         note_spread(self._member, welcome["is_spread"])
         if "logging" in welcome:
             from distpool import logs  # here: it imports logging, which most workers do without
@@ -206,7 +206,7 @@ class Worker:
         peer.send_parcel(m.JOINED, dump({"os_pid": os.getpid(), "cpus": os.cpu_count()}), request=frame.request)
 
     def _members(self, peer: Peer, frame: Frame) -> None:
-        self._member.cluster.know(self._member.open(frame))
+        self._member.cluster.know(*self._member.open(frame))
         note_spread(self._member, bool(frame.ref))
 
     def _exit(self, peer: Peer, frame: Frame) -> None:

@@ -101,9 +101,9 @@ def test_unknown_reference_has_no_channel(store: Store) -> None:
 
 def test_call_adopts_the_entry_of_an_early_question(store: Store, w2: Asker) -> None:
     """C098: a question about a call's result may arrive before the call."""
-    w2.ask("fetch_release")
-    store.create(REF, client=ME)
-    store.set_result(REF, True, "done", creator=ME)
+    w2.ask("fetch")
+    store.create(REF)
+    store.set_result(REF, True, "done")
     assert w2.told == ["done"]
 
 
@@ -119,12 +119,6 @@ def test_created_with_a_channel(store: Store, driver: Asker) -> None:
         store.create(REF, Channel(5))
 
 
-def test_created_for_another_client(store: Store) -> None:
-    """The first client is who asked, where that is known."""
-    store.create(REF, client=W1)
-    assert store.clients(REF) == {W1}
-
-
 # -- Futures
 
 
@@ -138,9 +132,10 @@ def test_future_is_written_once(store: Store, driver: Asker, w1: Asker) -> None:
     assert driver.get("fetch") == "OK"
 
 
-def test_put_releases_its_putter(store: Store, driver: Asker) -> None:
+def test_putter_gives_its_reference_back(store: Store, driver: Asker) -> None:
     """C088: after a put by the only client the entry is gone, and a second put is refused all the same."""
     assert driver.get("set", 1) is None
+    store.del_client(REF, ME)
     assert REF not in store
     assert driver.get("set", 2) is RuntimeError
     assert REF not in store
@@ -149,64 +144,41 @@ def test_put_releases_its_putter(store: Store, driver: Asker) -> None:
 def test_set_future_stays_ready(store: Store, driver: Asker, w2: Asker) -> None:
     """C089: a client registered too late finds that the Future was set; it does not wait for ever on an empty entry."""
     driver.ask("set", 1)
+    store.del_client(REF, ME)
     assert store.add_client(REF, W2) is False
     assert w2.get("isready") is True
     assert w2.get("wait") is None
     assert w2.get("set", 2) is RuntimeError
-    assert w2.get("fetch_release") is RuntimeError
+    assert w2.get("fetch") is RuntimeError
     assert len(store) == 0
 
 
-def test_put_keeps_the_entry_for_other_clients(store: Store, driver: Asker, w2: Asker) -> None:
-    """C089: registered in time, the other client gets the value, and its own put is refused."""
+def test_entry_is_kept_for_other_clients(store: Store, driver: Asker, w2: Asker) -> None:
+    """C089, C102: registered in time, the other client gets the value, and its own put is refused."""
     assert store.add_client(REF, W2) is True
+    w2.ask("wait")
     driver.ask("set", 1)
+    store.del_client(REF, ME)
     assert store.clients(REF) == {W2}
+    assert w2.told == [None]
     assert w2.get("isready") is True
     assert w2.get("set", 2) is RuntimeError
-    assert w2.get("fetch_release") == 1
-    assert REF not in store
-
-
-def test_fetch_releases_its_fetcher(store: Store, driver: Asker) -> None:
-    """C101: after the only client's fetch the entry is gone."""
-    store.create(REF, client=ME)
-    store.set_result(REF, True, 5, creator=ME)
-    assert driver.get("fetch_release") == 5
-    assert REF not in store
-
-
-def test_entry_lives_until_the_last_fetch(store: Store, driver: Asker, w2: Asker) -> None:
-    """C090, C102: several processes wait; all get the value, and the entry goes with the last client."""
-    store.add_client(REF, W2)
-    driver.ask("fetch_release")
-    w2.ask("wait")
-    store.set_result(REF, True, 5, creator=ME)
-    assert (driver.told, w2.told) == ([5], [None])
-    assert store.clients(REF) == {W2}
-    assert w2.get("fetch_release") == 5
+    assert w2.get("fetch") == 1
+    store.del_client(REF, W2)
     assert len(store) == 0
-
-
-def test_fetch_by_an_unregistered_process_releases_nothing(store: Store, w1: Asker) -> None:
-    """C103: the client set stays {creator}, however often the owner itself fetches."""
-    store.set_result(REF, True, 5, creator=ME)
-    for _ in range(2):
-        assert w1.get("fetch_release") == 5
-        assert store.clients(REF) == {ME}
 
 
 def test_none_is_a_value(store: Store, driver: Asker) -> None:
     """C095: a Future of None is ready, and fetched as None."""
-    store.set_result(REF, True, None, creator=ME)
+    store.set_result(REF, True, None)
     assert driver.get("isready") is True
-    assert driver.get("fetch_release") is None
+    assert driver.get("fetch") is None
 
 
 def test_failed_call_raises_each_time(store: Store, driver: Asker) -> None:
     """C079: fetch and wait raise; the Future is ready, stays so, and its entry keeps its client."""
-    store.set_result(REF, False, failure(), creator=ME)
-    for op in ("fetch_release", "wait", "fetch", "fetch_release"):
+    store.set_result(REF, False, failure())
+    for op in ("fetch", "wait", "fetch"):
         assert issubclass(driver.get(op), RemoteException)
     assert driver.get("isready") is True
     assert store.clients(REF) == {ME}
@@ -214,32 +186,32 @@ def test_failed_call_raises_each_time(store: Store, driver: Asker) -> None:
 
 def test_unwrapped_failure_is_wrapped(store: Store, driver: Asker) -> None:
     """set_result(ok=False) raises at the reader, whatever exception it was given."""
-    store.set_result(REF, False, ValueError("x"), creator=ME)
+    store.set_result(REF, False, ValueError("x"))
     assert issubclass(driver.get("fetch"), RemoteException)
 
 
 def test_exception_as_data_is_returned(store: Store, driver: Asker) -> None:
     """C084: a function may return an exception object."""
     value = ValueError("x")
-    store.set_result(REF, True, value, creator=ME)
+    store.set_result(REF, True, value)
     assert driver.get("fetch") is value
 
 
 def test_result_after_release_is_dropped(store: Store, driver: Asker) -> None:
     """C101: nobody holds the Future of a running call any more: its result makes no entry that nobody would remove."""
-    store.create(REF, client=ME)
+    store.create(REF)
     store.del_client(REF, ME)
-    store.set_result(REF, True, 5, creator=ME)
+    store.set_result(REF, True, 5)
     assert len(store) == 0
     store.del_client(RRID(ME, 2), ME)  # the same, before anything else was said about it
-    store.set_result(RRID(ME, 2), True, 5, creator=ME)
+    store.set_result(RRID(ME, 2), True, 5)
     assert len(store) == 0
 
 
 def test_result_of_a_future_that_was_set_is_dropped(store: Store, driver: Asker, w1: Asker) -> None:
     """The first value counts."""
     w1.ask("set", "mine")
-    store.set_result(REF, True, "yours", creator=ME)
+    store.set_result(REF, True, "yours")
     assert driver.get("fetch") == "mine"
 
 
@@ -247,7 +219,7 @@ def test_closed_future_cannot_be_set(store: Store, driver: Asker, w1: Asker) -> 
     """Whatever is wrong with the channel is told to who put."""
     driver.ask("close")
     assert w1.get("set", 1) is ChannelClosedError
-    store.set_result(REF, True, 1, creator=ME)
+    store.set_result(REF, True, 1)
     assert driver.get("isready") is False
 
 
@@ -389,12 +361,12 @@ def test_any_number_of_dead_takers(store: Store, driver: Asker, w1: Asker, w2: A
 
 def test_failed_fetch_keeps_its_client(store: Store, driver: Asker) -> None:
     """A Future's value that did not arrive can be fetched again."""
-    store.set_result(REF, True, 5, creator=ME)
+    store.set_result(REF, True, 5)
     driver.delivers = False
-    driver.ask("fetch_release")
+    driver.ask("fetch")
     assert store.clients(REF) == {ME}
     driver.delivers = True
-    assert driver.get("fetch_release") == 5
+    assert driver.get("fetch") == 5
 
 
 def test_interrupted_delivery_puts_the_item_back(store: Store, driver: Asker) -> None:
@@ -412,7 +384,7 @@ def test_interrupted_delivery_puts_the_item_back(store: Store, driver: Asker) ->
 # -- withdrawing and leaving
 
 
-@pytest.mark.parametrize("op", ["take", "fetch", "wait", "fetch_release"])
+@pytest.mark.parametrize("op", ["take", "fetch", "wait"])
 def test_withdrawn_request_takes_nothing(store: Store, driver: Asker, w1: Asker, op: str) -> None:
     """C096, C129: a request that timed out is never answered; the next pair of put and take works."""
     number = w1.ask(op)
@@ -449,40 +421,92 @@ def test_gone_client_takes_nothing(store: Store, driver: Asker, w1: Asker, w2: A
     assert w2.get("take") == "X"
 
 
-def test_gone_client_holds_nothing(store: Store, w1: Asker) -> None:
-    """C106: the only process that held a channel dies: the entry goes, and others are untouched."""
+def test_ended_client_holds_nothing(store: Store, w1: Asker) -> None:
+    """C106: the only process that held a channel dies: the entry goes when its last news are here, others stay."""
     mine, shared = RRID(W1, 1), RRID(W1, 2)
-    store.create(mine, client=W1)
-    store.create(shared, client=W1)
-    store.add_client(shared, W2)
+    store.create(mine)
+    store.create(shared)
     store.client_gone(W1)
+    store.add_client(shared, W2, giver=W1)  # what it said last, by another way
+    assert mine in store
+    assert store.client_ended(W1) == {W2}
     assert mine not in store
     assert store.clients(shared) == {W2}
 
 
-def test_late_messages_of_the_gone_change_nothing(store: Store, driver: Asker, w1: Asker) -> None:
+def test_late_messages_of_the_ended_change_nothing(store: Store, driver: Asker, w1: Asker) -> None:
     """What was still under way from, or about, a process that left neither waits nor registers it nor loses an item."""
     store.create(REF)
     store.client_gone(W1)
-    assert store.add_client(REF, W1) is False
     w1.ask("take")
     assert w1.told == [ProcessExitedException]
+    assert store.client_ended(W1) == set()
+    assert store.add_client(REF, W1) is False
+    store.del_client(REF, W1)
     driver.ask("put", "a")
     w1.ask("take")
     assert w1.told == [ProcessExitedException]
     assert driver.get("take") == "a"
     assert store.clients(REF) == {ME}
+    store.del_client(REF, ME)
+    assert REF not in store
 
 
-def test_entry_is_not_made_for_the_gone(store: Store, w1: Asker, w2: Asker) -> None:
-    """A first mention after the creator's death is held by who asks; with nobody alive there is no entry."""
+def test_entry_is_not_made_for_the_ended(store: Store, w1: Asker, w2: Asker) -> None:
+    """A first mention after the creator's end: whoever has that reference was given it by a message cut short."""
     store.client_gone(W1)
+    store.client_ended(W1)
     ref = RRID(W1, 1)
-    store.set_result(ref, True, 5, creator=W1)
-    assert ref not in store
-    assert w2.get("isready", ref=ref) is False
-    assert store.clients(ref) == {W2}
-    assert w1.get("isready", ref=RRID(W1, 2)) is RuntimeError
+    store.set_result(ref, True, 5)
+    assert w2.get("isready", ref=ref) is RuntimeError
+    assert store.add_client(ref, W2, giver=W3) is False
+    store.del_client(ref, W2, giver=W1)
+    assert len(store) == 0
+
+
+def test_giver_ends_between_news_and_message(store: Store) -> None:
+    """It had told that W2 holds three more, and W2 got one of them: what W2 says counts, then and later."""
+    store.create(REF)
+    store.add_client(REF, W1)
+    store.add_client(REF, W2, 3, giver=W1)
+    store.del_client(REF, ME)
+    assert store.client_ended(W1) == {W2}
+    assert store.clients(REF) == {W2}
+    store.settle(W2, W1, {REF: 1})
+    assert store.clients(REF) == {W2}
+    store.del_client(REF, W2, giver=W1)
+    assert len(store) == 0
+
+
+def test_giver_ends_before_its_news(store: Store) -> None:
+    """W2 got references, one of them twice, that the owner never heard of: no count stays below zero."""
+    other = RRID(ME, 2)
+    store.create(REF)
+    store.create(other)
+    store.add_client(REF, W2, giver=W1)
+    store.client_ended(W1)
+    store.settle(W2, W1, {REF: 2, other: 1, RRID(ME, 3): 1})
+    assert RRID(ME, 3) not in store
+    store.del_client(other, ME)
+    assert store.clients(other) == {W2}
+    for ref, count in ((REF, 2), (other, 1)):
+        store.del_client(ref, W2, count, giver=W1)
+    assert other not in store
+    store.del_client(REF, W2, giver=W1)  # and once more, that nobody has told of
+    assert store.clients(REF) == {ME}
+
+
+def test_settled_by_nobody(store: Store) -> None:
+    """Nothing of what was told has arrived: what only that kept goes, and who waits for it is told."""
+    told = Asker(store, W2)
+    store.create(REF)
+    store.add_client(REF, W2, giver=W1)
+    told.ask("take")
+    store.del_client(REF, ME)
+    store.client_ended(W1)
+    assert store.settle(W2, W1, {})
+    assert len(store) == 0
+    assert told.told == [RuntimeError]
 
 
 def test_release_tells_those_who_wait(store: Store, w1: Asker) -> None:
@@ -584,12 +608,12 @@ class Value:
         self.store.add_client(RRID(ME, 77), ME)
 
 
-@pytest.mark.parametrize("release", [lambda store: store.del_client(REF, ME), lambda store: store.client_gone(ME)])
+@pytest.mark.parametrize("release", [lambda store: store.del_client(REF, ME), lambda store: store.client_ended(ME)])
 def test_finalisers_of_values_run_outside_the_lock(store: Store, release: Callable[[Store], None]) -> None:
     """A value freed with its entry may use the store."""
     value = Value(store)
     freed = weakref.ref(value)
-    store.set_result(REF, True, value, creator=ME)
+    store.set_result(REF, True, value)
     store.create(RRID(W1, 5))
     del value
     release(store)
@@ -636,34 +660,85 @@ def test_own_store_as_a_future(store: Store, driver: Asker) -> None:
     """The Future operations use its put and fetch."""
     store.create(REF, Channel2(1))
     driver.ask("set", 1)
-    assert driver.get("fetch_release") == 1
-    assert REF not in store
+    assert driver.get("fetch") == 1
 
 
 class Channel2(Channel[Any]):
     """A subclass may have changed any method, so it counts as a store of the user's own."""
 
 
-def test_own_store_may_block(driver: Asker) -> None:
-    """Its methods run where they may wait; the request returns at once."""
-    threads: list[threading.Thread] = []
+@pytest.fixture
+def threads() -> list[threading.Thread]:
+    return []
+
+
+@pytest.fixture
+def threaded(threads: list[threading.Thread]) -> Store:
+    """A store that runs what may block in threads."""
 
     def in_thread(work: Callable[[], None]) -> None:
         threads.append(threading.Thread(target=work))
         threads[-1].start()
 
-    store = driver.store = Store(run_blocking=in_thread)
-    backing = Channel2(1)
-    store.create(REF, backing)
+    return Store(run_blocking=in_thread)
+
+
+def test_own_store_may_block(threaded: Store, threads: list[threading.Thread]) -> None:
+    """Its methods run where they may wait; the request returns at once, and cannot be withdrawn."""
+    driver, backing = Asker(threaded), Channel2(1)
+    threaded.create(REF, backing)
     number = driver.ask("take")
-    assert store.withdraw(ME, number) is False
+    assert threaded.withdraw(ME, number) is False
     backing.put("a")
     threads[0].join(30)
     assert driver.told == ["a"]
+    assert threaded.abandon(ME, number) is False
+    assert threaded._requests == {}
 
 
-def test_own_store_with_put_back(store: Store, driver: Asker) -> None:
-    """An item that could not be delivered goes back where the store has a method for it, and is lost where not."""
+class Keyed(Dictionary):
+    """Takes wait for their key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed = threading.Condition()
+
+    def put(self, key: Any, value: Any) -> None:
+        with self.changed:
+            super().put(key, value)
+            self.changed.notify_all()
+
+    def take(self, key: Any) -> Any:
+        with self.changed:
+            self.changed.wait_for(lambda: key in self.items)
+            return super().take(key)
+
+
+def test_own_store_is_abandoned(threaded: Store, threads: list[threading.Thread]) -> None:
+    """A take that nobody waits for any more goes on; what it brings is for the next one with the same key."""
+    driver, w1, backing = Asker(threaded), Asker(threaded, W1), Keyed()
+    threaded.create(REF, backing)
+    number = w1.ask("take", "k")
+    assert threaded.is_in_own_store(W1, number)
+    assert threaded.abandon(W1, number) is True
+    assert threaded.abandon(W1, number) is False
+    backing.put("k", 1)
+    threads[0].join(30)
+    assert w1.told == []
+    backing.put("other", 2)
+    for key in ("other", "k"):
+        driver.ask("take", key)
+        threads[-1].join(30)
+    assert driver.told == [2, 1]
+    backing.put("k", 3)
+    driver.ask("take", "k")
+    threads[-1].join(30)
+    assert driver.told == [2, 1, 3]
+    assert threaded._requests == {}
+
+
+def test_own_store_keeps_what_was_not_delivered(store: Store, driver: Asker, w1: Asker) -> None:
+    """It goes back where the store has a method for it, and is for the next taker where not."""
     store.create(REF, Channel2(1))
     driver.delivers = False
     store.channel(REF).put("a")
@@ -674,6 +749,8 @@ def test_own_store_with_put_back(store: Store, driver: Asker) -> None:
     store.channel(other).put("k", 1)
     driver.ask("take", "k", ref=other)
     assert store.channel(other).isready("k") is False  # type: ignore[call-arg]
+    assert w1.get("take", "k", ref=other) == 1
+    assert w1.get("take", "k", ref=other) is KeyError
 
 
 # -- threads
