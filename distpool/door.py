@@ -25,7 +25,7 @@ from typing import Any, Final
 from distpool.errors import HandshakeError
 from distpool.handshake import Handshake
 from distpool.tcp import Conversation, new_handshake, tune
-from distpool.transport import Deadline, Reader, Timer
+from distpool.transport import Deadline, Reader
 
 # How long one connection may take to prove itself. Two round trips and no work: a slow link needs a second.
 STRANGER_SECONDS: Final = 5.0
@@ -38,6 +38,8 @@ CROWDED_SECONDS: Final = 1.0
 # goes on, and too little to fill a pipe that nobody reads.
 COMPLAINT_SECONDS: Final = 10.0
 COMPLAINTS: Final = 5
+# How often it is looked who has stood there too long; so much later than that one leaves.
+ROUND_SECONDS: Final = 0.25
 # How long the door stays shut when this process has no descriptor left. Arbitrary.
 FULL_SECONDS: Final = 1.0
 # An introduction has its length in front, and so has the answer to it.
@@ -81,7 +83,7 @@ class Door:
         self._turned_away = 0  # in the last COMPLAINT_SECONDS
         self._listener = listener
         self._most = most
-        self._crowded: Timer | None = None  # when room will be made
+        self._has_timer = False  # runs while somebody stands here
         self._is_watched = True
         self._is_closed = False
         listener.setblocking(False)
@@ -115,24 +117,20 @@ class Door:
         self.strangers[Stranger(self, connection, f"{address[0]}, port {address[1]}")] = None
         if len(self.strangers) >= self._most:
             self._look_away()
-            self._watch_crowd()
+        if not self._has_timer:
+            self._has_timer = True
+            self.reader.call_later(ROUND_SECONDS, self._go_round)
 
-    def _watch_crowd(self) -> None:
-        """In time, have whoever has stood here too long make room for those who wait."""
-        if self._crowded is None:
-            oldest = next(iter(self.strangers))
-            self._crowded = self.reader.call_later(max(0.0, CROWDED_SECONDS - oldest.age), self._make_room)
-
-    def _make_room(self) -> None:
-        self._crowded = None
-        if self._is_closed or len(self.strangers) < self._most:
-            return
+    def _go_round(self) -> None:
+        """Turn away who has stood here too long. One timer for all: a flood would leave thousands of cancelled ones."""
+        patience = STRANGER_SECONDS if self._is_watched else CROWDED_SECONDS
         for stranger in list(self.strangers):
-            if stranger.age < CROWDED_SECONDS:
+            if stranger.age < patience:
                 break
-            stranger.make_room()
-        if len(self.strangers) >= self._most:
-            self._watch_crowd()
+            stranger.give_up(patience)
+        self._has_timer = bool(self.strangers)
+        if self._has_timer:
+            self.reader.call_later(ROUND_SECONDS, self._go_round)
 
     def turn_away(self, name: str, reason: str) -> None:
         """Say why somebody was not admitted, unless that has been said too often."""
@@ -184,7 +182,6 @@ class Stranger:
         self._handshake: Handshake = new_handshake("acceptor")
         self._introduction = Introduction(door.longest_introduction)
         stream.setblocking(False)
-        self._timer: Timer = door.reader.call_later(STRANGER_SECONDS, self._too_slow)
         door.reader.register(self)
 
     @property
@@ -226,12 +223,9 @@ class Stranger:
         if answer := self._handshake.data_to_send():
             self._stream.sendall(answer)
 
-    def make_room(self) -> None:
-        """Leave for somebody who may be waiting."""
-        self._turn_away(f"no handshake within {CROWDED_SECONDS:g} s, and others may be waiting")
-
-    def _too_slow(self) -> None:
-        self._turn_away(f"no handshake within {STRANGER_SECONDS:g} s")
+    def give_up(self, patience: float) -> None:
+        """Wait no more for what he has to say."""
+        self._turn_away(f"no handshake within {patience:g} s")
 
     def _turn_away(self, reason: str) -> None:
         self.leave()
@@ -243,7 +237,6 @@ class Stranger:
         self._stream.close()
 
     def _forget(self) -> None:
-        self._timer.cancel()
         self._door.reader.unregister(self)
         self._door.forget(self)
 

@@ -42,26 +42,21 @@ class Encryption:
     """
 
     def __init__(self, credentials: Credentials, part: Part) -> None:
-        self._credentials = credentials
         self._name = NAMES[part]
-        self._contexts: dict[int, ssl.SSLContext] = {}  # by their protocol; making one takes a millisecond
+        # Now, and not for the first who comes: they are read from a file, and then there may be no descriptor left.
+        self._to_dial = _new_context(credentials, ssl.PROTOCOL_TLS_CLIENT)
+        self._to_accept = _new_context(credentials, ssl.PROTOCOL_TLS_SERVER)
 
     def dialled(self, stream: socket.socket) -> SecureSocket:
         """Return the encrypted end of a connection that we have made."""
-        return SecureSocket(stream, self._context(ssl.PROTOCOL_TLS_CLIENT), self._name)
+        return SecureSocket(stream, self._to_dial, self._name)
 
     def accepted(self, stream: socket.socket) -> SecureSocket:
         """Return the encrypted end of a connection that was made to us."""
-        return SecureSocket(stream, self._context(ssl.PROTOCOL_TLS_SERVER), self._name)
-
-    def _context(self, protocol: int) -> ssl.SSLContext:
-        context = self._contexts.get(protocol)
-        if context is None:
-            context = self._contexts[protocol] = _new_context(self._credentials, protocol)
-        return context
+        return SecureSocket(stream, self._to_accept, self._name)
 
 
-def _new_context(credentials: Credentials, protocol: int) -> ssl.SSLContext:
+def _new_context(credentials: Credentials, protocol: ssl._SSLMethod) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # the name is that of a part, and both sides look at it themselves
