@@ -1,6 +1,7 @@
 """How two workers may be connected directly, as process 1 knows their machines; and how it asks them to.
 
-Used by the member for ``introductions``, on process 1 only. Owns nothing: it reads what is known of each worker's start.
+Used by the member for ``introductions``, on process 1 only. Owns nothing: it reads what is known of how each worker was
+started.
 """
 
 from __future__ import annotations

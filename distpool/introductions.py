@@ -138,7 +138,7 @@ class Introductions:
 
 
 class _Attempt:
-    """The attempt to connect two workers directly, one way after the other. A pending request, on the reading thread."""
+    """An attempt to connect two workers directly, one way after the other. A pending request, on the reading thread."""
 
     def __init__(self, introductions: Introductions, one: Peer, other: Peer, ways: Sequence[Way]) -> None:
         self._introductions: Final = introductions

@@ -1,15 +1,15 @@
 """Connections between workers on different machines: one of the two dials the other, at the word of process 1.
 
-Used by the member of a worker. Process 1 has one of them open its door and expect a guest (EXPECT), learns where that is,
-and sends the other one there (VISIT). Only if that fails does it pass on what the two say (``relays``)::
+Used by the member of a worker. Process 1 has one of them open its door and expect a guest (EXPECT), learns where that
+is, and sends the other one there (VISIT). Only if that fails does it pass on what the two say (``relays``)::
 
     process 1 --EXPECT 3--> worker 2: opens its door, once     --> where it listens
               --VISIT 2---> worker 3: dials, handshake, "3 2"  ==> worker 2: was 3 expected? one byte: welcome
               <-- RESULT -- worker 3                               both have the connection
 
 The door is on the address by which process 1 has come, so nobody is nearer to a worker by this than he was before; the
-handshake keeps strangers out as at the first door. What comes in is handled on the reading thread, and a visit is made on a
-call thread, within seconds. Owns: the door, and who is expected there.
+handshake keeps strangers out as at the first door. What comes in is handled on the reading thread, and a visit is made
+on a call thread, within seconds. Owns: the door, and who is expected there.
 """
 
 from __future__ import annotations

@@ -381,7 +381,12 @@ def test_interrupts(sshd: Sshd, deed: Callable[[], None]) -> None:
     """A worker that waits, and one whose interpreter is held so that it reads no message, but a signal reaches it."""
     (pid,) = addprocs(["h1"], sshflags=sshd.flags)
     started: distpool.RemoteChannel[int] = distpool.RemoteChannel(lambda: distpool.Channel(1))
-    running = distpool.remotecall(lambda: (started.put(1), deed()), pid)
+
+    def say_and_run() -> None:
+        started.put(1)
+        deed()
+
+    running = distpool.remotecall(say_and_run, pid)
     started.take()
     distpool.interrupt(pid)
     with pytest.raises(distpool.RemoteException) as caught:
