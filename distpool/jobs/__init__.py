@@ -20,7 +20,7 @@ away. Rooms, each using those above it:
 
 from __future__ import annotations
 
-from .inputs import InputJob, MapJob, StreamJob
+from .inputs import InputJob, MapJob, Pace, StreamJob
 from .job import ENVELOPE_SECONDS, GROWTH, Job, Run, next_number
 from .promised import PromisedMap
 from .retries import Retries
@@ -33,6 +33,7 @@ __all__ = [
     "InputJob",
     "Job",
     "MapJob",
+    "Pace",
     "PromisedMap",
     "Retries",
     "Run",

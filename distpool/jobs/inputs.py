@@ -21,6 +21,11 @@ from distpool.transport import Waiter
 
 # Tasks of a stream in one envelope at most: what is read ahead of the consumer stays bounded however tiny they are.
 STREAM_TASKS: Final = 16384
+# Work in one envelope at least, near the end of a map: some four times what a message costs.
+LEAST_SECONDS: Final = 0.0002
+# Tasks in the first envelopes of a map at most, whatever former maps of its callable have told: its items may be large,
+# which shows only when the first ones are packed. Arbitrary.
+FIRST_TASKS: Final = 16
 
 
 class InputJob(Job):
@@ -48,10 +53,15 @@ class InputJob(Job):
         return not self.is_stopped and (bool(self.returned) or not self.exhausted)
 
     def next_size(self, workers: int) -> int:
-        """As measured; smaller near the end of an input of known length, so that all workers end together."""
+        """As measured; smaller near the end of an input of known length, so that all workers end together.
+
+        But not so small that the message costs more than the tasks.
+        """
         if self.batch_size is not None or self._total is None:
             return self.size
-        return max(1, min(self.size, -(-(self._total - self.read) // (2 * workers))))
+        fair = -(-(self._total - self.read) // (2 * workers))
+        worthwhile = 1 if self.cost is None else int(LEAST_SECONDS / (self.cost + 1e-9))
+        return max(1, min(self.size, max(fair, worthwhile)))
 
     def next_run(self, size: int) -> Run | None:
         """Return tasks that came back, else new ones from the input."""
@@ -99,6 +109,16 @@ class InputJob(Job):
         self.waiter.complete()
 
 
+class Pace:
+    """How long tasks of one callable took lately: with this its next map begins, instead of finding out anew."""
+
+    __slots__ = ("cost", "size")
+
+    def __init__(self) -> None:
+        self.cost: float | None = None
+        self.size = 1
+
+
 class MapJob(InputJob):
     """All results in input order, or the error of the first task that failed.
 
@@ -107,12 +127,27 @@ class MapJob(InputJob):
     """
 
     def __init__(
-        self, f: Callable[..., Any], iterables: tuple[Iterable[Any], ...], *, fail_fast: bool = True, **options: Any
+        self,
+        f: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        *,
+        fail_fast: bool = True,
+        pace: Pace | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(f, iterables, **options)
         self._fail_fast = fail_fast
+        self._pace = pace
+        if pace is not None and self.batch_size is None:
+            self.cost, self.size = pace.cost, min(pace.size, FIRST_TASKS)
         self._chunks: list[tuple[int, list[Any]]] = []
         self._failed_at: int | None = None  # the lowest task that failed
+
+    def learn(self, count: int, seconds: float) -> None:
+        """Take note for this map and the next one."""
+        super().learn(count, seconds)
+        if self._pace is not None and self.batch_size is None:
+            self._pace.cost, self._pace.size = self.cost, self.size
 
     def keep(self, first: int, results: list[Any]) -> bool:
         """Store results, and note which task is the first that failed."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from distpool.dispatch import Dispatch
 from distpool.errors import ProcessExitedException
 from distpool.futures import Promise, TaskFuture
-from distpool.jobs import CallJob, MapJob, PromisedMap, Retries, StreamJob
+from distpool.jobs import CallJob, MapJob, Pace, PromisedMap, Retries, StreamJob
 from distpool.light import TYPE_CHECKING, Any, Final, TypeVar
 from distpool.member import Member, default_member, process_reader
 from distpool.messages import DRIVER
@@ -132,6 +132,7 @@ class WorkerPool(Promising):
         # For submit, by callable or its pickle; oldest first.
         self._functions: OrderedDict[Any, CallJob] = OrderedDict()
         self._functions_lock = threading.Lock()  # protects _functions
+        self._paces: weakref.WeakKeyDictionary[Any, Pace] = weakref.WeakKeyDictionary()  # of maps, by callable
         self._is_closed = False
         self._os_pid = os.getpid()  # a forked copy of this process has neither the pool nor its workers
         # The cluster must not keep the pool: it would never be collected.
@@ -243,19 +244,26 @@ class WorkerPool(Promising):
         or ProcessExitedException when the worker died in it; the input's own error as it is; TypeError for what cannot
         be pickled.
         """
-        options = map_options(batch_size, timeout, on_error, retry_delays, retry_check)
-        return self._run(MapJob(f, _checked_input(iterables), fail_fast=fail_fast, **self._function(f), **options))
+        options = {**self._function(f), **map_options(batch_size, timeout, on_error, retry_delays, retry_check)}
+        return self._run(MapJob(f, _checked_input(iterables), fail_fast=fail_fast, pace=self._pace(f), **options))
 
     def starmap(
         self, f: Callable[..., T], iterable: Iterable[Iterable[Any]], /, *, fail_fast: bool = True, **options: Any
     ) -> list[T]:
         """Return ``[f(*args) for args in iterable]``; options as for ``map``."""
-        checked = map_options(**options)
-        return self._run(MapJob(f, (iterable,), star=True, fail_fast=fail_fast, **self._function(f), **checked))
+        checked = {**self._function(f), **map_options(**options)}
+        return self._run(MapJob(f, (iterable,), star=True, fail_fast=fail_fast, pace=self._pace(f), **checked))
 
     def _run(self, job: MapJob) -> list[Any]:
         self._check_open()
         return self._dispatch.run(job)
+
+    def _pace(self, f: Callable[..., Any]) -> Pace | None:
+        """What former maps of the callable have told; None for one that cannot be a key."""
+        try:
+            return self._paces.setdefault(f, Pace())
+        except TypeError:
+            return None
 
     def _function(self, f: Callable[..., Any]) -> dict[str, Any]:
         """How a job's callable travels: once per worker and job."""
@@ -316,8 +324,8 @@ class WorkerPool(Promising):
     def _promised_map(
         self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], star: bool, options: dict[str, Any]
     ) -> PromisedMap:
-        checked = map_options(**options)
-        return PromisedMap(promise, f, _checked_input((iterable,)), star=star, **self._function(f), **checked)
+        checked = {**self._function(f), **map_options(**options)}
+        return PromisedMap(promise, f, _checked_input((iterable,)), star=star, pace=self._pace(f), **checked)
 
     def submit(self, f: Callable[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]:
         """Run ``f(*args, **kwargs)`` on the first worker that is free; return its future at once.
