@@ -75,13 +75,26 @@ class _Stream:
 class _Traffic:
     """What is known of a channel that other processes use."""
 
-    __slots__ = ("is_stocked_aside", "puts", "shelf", "takes")
+    __slots__ = ("_shelf", "is_stocked_aside", "puts", "takes")
 
     def __init__(self) -> None:
         self.puts: dict[int, _Stream] = {}  # by process
         self.takes: dict[int, _Stream] = {}
-        self.shelf: Shelf | None = None
+        self._shelf: Callable[[], Shelf | None] = _none  # the channel keeps it, and it keeps us
         self.is_stocked_aside = False  # a thread is on its way that lays out what the reading thread must not pickle
+
+    @property
+    def shelf(self) -> Shelf | None:
+        """The shelf that we have made for it."""
+        return self._shelf()
+
+    @shelf.setter
+    def shelf(self, shelf: Shelf) -> None:
+        self._shelf = ref(shelf)
+
+
+def _none() -> None:
+    return None
 
 
 class Shortcuts:
@@ -155,17 +168,18 @@ class Shortcuts:
         try:
             from distpool.shelf import Shelf  # as above
 
-            if traffic.shelf is None:
+            shelf = traffic.shelf
+            if shelf is None:
                 # The channel keeps the shelf, so the shelf must not keep the channel.
                 shelf = Shelf(partial(self._pack, ref(channel), traffic))
                 if not channel.lend(shelf):  # another member of this process lends it already
                     return
                 traffic.shelf = shelf
-            descriptor = traffic.shelf.open()
+            descriptor = shelf.open()
         except (ImportError, OSError):
             return
-        traffic.shelf.revive()
-        traffic.shelf.pids.add(peer.pid)
+        shelf.revive()
+        shelf.pids.add(peer.pid)
         peer.send_descriptor(m.SHELF, rrid.id, descriptor, rrid.whence)
 
     def taken(self, peer: Peer, rrid: RRID) -> None:
@@ -181,7 +195,8 @@ class Shortcuts:
             return b""
         if isinstance(item, RemoteException):  # it is raised at the taker
             return None
-        pids = () if traffic.shelf is None else traffic.shelf.pids
+        shelf = traffic.shelf
+        pids = shelf.pids if shelf is not None else ()
         parcel = dump_small(item, limit, next(iter(pids)) if len(pids) == 1 else 0)
         return None if parcel is None else parcel.body
 
@@ -267,6 +282,7 @@ class Shortcuts:
         for channel, its in traffic:
             its.puts.pop(pid, None)
             its.takes.pop(pid, None)
-            if its.shelf is not None and pid in its.shelf.pids:
-                its.shelf.pids.discard(pid)
+            shelf = its.shelf
+            if shelf is not None and pid in shelf.pids:
+                shelf.pids.discard(pid)
                 channel.look()
