@@ -53,7 +53,10 @@ class Guidance:
         from distpool.tcp import is_loopback
 
         config, manager = self._configs.get(host.pid), self._managers.get(host.pid)
-        if config is None or manager is None or not manager.workers_meet or config.tls:
+        if config is None or manager is None or not manager.workers_meet:
+            return None
+        # Both have certificates, or neither: what goes encrypted to process 1 must not go plain to anybody else.
+        if host.is_encrypted != guest.is_encrypted:
             return None
         machines = self._machine(host), self._machine(guest)
         if is_loopback(config.bind_addr or "") and machines[0] != machines[1]:

@@ -19,11 +19,11 @@ import threading
 from typing import Any, NoReturn, TextIO
 
 from distpool.cookie import cluster_cookie
-from distpool.credentials import MAX_LINE_BYTES, learn_secrets, own_credentials
-from distpool.door import Door, Encrypt, complain_as_worker
+from distpool.credentials import MAX_LINE_BYTES, learn_secrets
+from distpool.door import Door, complain_as_worker
 from distpool.forkserver.newborn import hold_lifeline
 from distpool.managers.interface import worker_timeout
-from distpool.tcp import LOOPBACK, address_line, advertised_address, listen, parse_bind_to
+from distpool.tcp import LOOPBACK, address_line, advertised_address, listen, own_encryption, parse_bind_to
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.worker import Worker, fresh_main
 
@@ -74,22 +74,13 @@ def serve_driver(listener: socket.socket, deadline: Deadline) -> NoReturn:
     """
     reader = Reader()
     driver = _Driver(reader)
-    Door(listener, reader, driver.admit, encrypt=_encryption())
+    encryption = own_encryption("driver")
+    Door(listener, reader, driver.admit, encrypt=None if encryption is None else encryption.accepted)
     stream = driver.wait(deadline)
     if stream is None:
         sys.exit("distpool worker: no driver came in time (DISTPOOL_WORKER_TIMEOUT); this worker ends")
     Worker(stream, None, reader).serve()
     raise AssertionError("a worker serves until it ends its process")
-
-
-def _encryption() -> Encrypt | None:
-    """What this worker's connections go through when it was given certificates."""
-    credentials = own_credentials()
-    if credentials is None:
-        return None
-    from distpool.tls import Encryption  # only then: it brings the libraries of TLS
-
-    return Encryption(credentials, "driver").accepted
 
 
 def start_child(bind_to: str) -> NoReturn:
@@ -111,7 +102,8 @@ def look_like(setup: dict[str, Any]) -> None:
     """Take on the directory, path and arguments of the driver."""
     import importlib
 
-    os.chdir(setup["dir"])
+    if setup["dir"] is not None:
+        os.chdir(setup["dir"])
     # The first entry is the folder that ``-m`` was started in: the package's own.
     sys.path[:] = setup["path"] if setup["is_whole_path"] else [*setup["path"], *sys.path[1:], sys.path[0]]
     sys.argv[:] = setup["argv"]

@@ -113,6 +113,7 @@ class Peer:
         self.pid = pid
         is_unix = hasattr(socket, "AF_UNIX") and stream.family == socket.AF_UNIX
         self.shares_memory: bool = getattr(stream, "shares_memory", is_unix)
+        self.is_encrypted: bool = hasattr(stream, "is_ready")  # one of ``tls``
         self.is_open = True
         self.pending: dict[int, Pending] = {}
         self.next_request: Callable[[], int] = count(1).__next__

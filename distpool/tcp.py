@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 import socket
 import sys
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from distpool.cookie import cluster_cookie
-from distpool.credentials import own_credentials
+from distpool.credentials import Part, own_credentials
 from distpool.errors import HandshakeError
 from distpool.handshake import Handshake, Role
 from distpool.transport import Deadline
+
+if TYPE_CHECKING:
+    from distpool.tls import Encryption
 
 LOOPBACK: Final = "127.0.0.1"
 # What a listening worker prints, alone on its line. Julia's form, under our name.
@@ -134,12 +137,18 @@ def dial(host: str, port: int, deadline: Deadline) -> socket.socket:
 
 def secured(stream: socket.socket) -> Conversation:
     """Return our end of a connection to the driver that we, a worker, have dialled: encrypted if it has told us to."""
+    encryption = own_encryption("driver")
+    return stream if encryption is None else encryption.dialled(stream)
+
+
+def own_encryption(part: Part) -> Encryption | None:
+    """Return what connections of ours, a worker's, to processes of this part go through; None when they are plain."""
     credentials = own_credentials()
     if credentials is None:
-        return stream
+        return None
     from distpool.tls import Encryption  # only then: it brings the libraries of TLS
 
-    return Encryption(credentials, "driver").dialled(stream)
+    return Encryption(credentials, part)
 
 
 def tune(stream: socket.socket) -> socket.socket:

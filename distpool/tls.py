@@ -126,6 +126,10 @@ class SecureSocket:
         """The address of the other side."""
         return self._stream.getpeername()
 
+    def getsockname(self) -> Any:
+        """Our address."""
+        return self._stream.getsockname()
+
     def setblocking(self, is_blocking: bool) -> None:
         """As a socket's."""
         self._stream.setblocking(is_blocking)

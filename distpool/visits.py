@@ -8,8 +8,8 @@ is, and sends the other one there (VISIT). Only if that fails does it pass on wh
               <-- RESULT -- worker 3                               both have the connection
 
 The door is on the address by which process 1 has come, so nobody is nearer to a worker by this than he was before; the
-handshake keeps strangers out as at the first door. What comes in is handled on the reading thread, and a visit is made
-on a call thread, within seconds. Owns: the door, and who is expected there.
+handshake keeps strangers out as at the first door, and with TLS both show their certificates. What comes in is handled
+on the reading thread, and a visit is made on a call thread, within seconds. Owns: the door, and who is expected there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from distpool import messages as m
 from distpool.cluster import Cluster
 from distpool.errors import HandshakeError
-from distpool.light import TYPE_CHECKING, Any, Final, socket
+from distpool.light import TYPE_CHECKING, Any, Final
 from distpool.peer import Peer
 from distpool.pickling import dump, load
 from distpool.serving import NOTHING, send_error
@@ -67,11 +67,18 @@ class Visits:
 
     def _open_door(self, address: str) -> None:
         from distpool.door import Door  # here and below: only for clusters with workers on other machines
-        from distpool.tcp import listen
+        from distpool.tcp import listen, own_encryption
 
+        encryption = own_encryption("worker")
         listener = listen(address, 0)
         self._address = listener.getsockname()[:2]
-        self._door = Door(listener, self._reader, self._admit, longest_introduction=LONGEST_NAME)
+        self._door = Door(
+            listener,
+            self._reader,
+            self._admit,
+            longest_introduction=LONGEST_NAME,
+            encrypt=None if encryption is None else encryption.accepted,
+        )
 
     def _admit(self, stream: Any, name: str, introduction: bytes) -> None:
         """Somebody who knows the secret has said who he is, and whom he is looking for."""
@@ -107,14 +114,15 @@ class Visits:
             self._cluster.add(self._connect(pid, stream))
         peer.send_parcel(m.RESULT, NOTHING, request=request)
 
-    def _dialled(self, pid: int, host: str, port: int, secret: str | None) -> socket.socket:
+    def _dialled(self, pid: int, host: str, port: int, secret: str | None) -> Any:
         from distpool.cookie import cluster_cookie
         from distpool.door import Introduction
         from distpool.handshake import Handshake
-        from distpool.tcp import dial, shake_hands
+        from distpool.tcp import dial, own_encryption, shake_hands
 
-        deadline = Deadline(VISIT_SECONDS)
-        stream = dial(host, port, deadline)
+        encryption, deadline = own_encryption("worker"), Deadline(VISIT_SECONDS)
+        connection = dial(host, port, deadline)
+        stream: Any = connection if encryption is None else encryption.dialled(connection)
         try:
             version = sys.modules[__name__.partition(".")[0]].__version__  # as in ``tcp``
             # A forked worker was never told the cookie, and is told by its socket pair.

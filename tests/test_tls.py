@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from conformance import deeds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,9 +24,11 @@ from distpool.authority import Authority, authority
 from distpool.cookie import MAX_CHARACTERS
 from distpool.credentials import Credentials, Part, parse_secret_line, secret_line
 from distpool.errors import HandshakeError, LaunchWorkerError
+from distpool.member import default_member
 from distpool.tls import MAX_HANDSHAKE_BYTES, PIECE_BYTES, Encryption, SecureSocket
 from distpool.transport import Deadline
 from support import jobs
+from support.fake_ssh import FakeSsh
 from support.listeners import COMMAND, Commands, listening
 from support.piped import Piped
 
@@ -480,6 +483,26 @@ def test_workers_need_no_extra_and_others_no_tls(workers: StartWorkers) -> None:
         (pid,) = workers(1, tls=tls, **OVER_TCP)
         loaded = set(distpool.remotecall_fetch(jobs.modules, pid))
         assert loaded & {"ssl", "cryptography", "distpool.tls", "distpool.authority"} == expected
+
+
+def neighbours() -> list[tuple[int, bool]]:
+    """Runs in a worker: to which others it has a connection over the network, and whether that is encrypted."""
+    peers = default_member().cluster.peers()
+    return sorted((p.pid, p.is_encrypted) for p in peers if p.pid != 1 and p._stream.family == socket.AF_INET)
+
+
+def test_workers_that_dial_each_other_encrypt_that_too(no_cluster: None, tmp_path: Path) -> None:
+    """What goes encrypted to the driver goes so to other workers; to one without certificates, through the driver."""
+    ssh = str(FakeSsh(tmp_path).program)
+    first, second = distpool.addprocs(["h1", "h2"], ssh=ssh, tls=True)
+    (plain,) = distpool.addprocs(["h3"], ssh=ssh)
+    (local,) = distpool.addprocs(1)
+    large = bytes(range(256)) * 20_000
+    for one, other in ((first, second), (second, plain), (local, first), (plain, local)):
+        assert distpool.remotecall_fetch(deeds.relay, one, jobs.identity, other, large) == large
+    assert distpool.remotecall_fetch(neighbours, first) == [(second, True)]
+    assert distpool.remotecall_fetch(neighbours, second) == [(first, True)]
+    assert distpool.remotecall_fetch(neighbours, local) == [(plain, False)]
 
 
 # -- no secret, no port ------------------------------------------------------------------------------------------------
