@@ -12,8 +12,8 @@ of ours, prove that they know the cookie, and say which launch they belong to::
 
 ``launch`` returns when the number that was asked for has come; who comes later joins by itself, so a cluster may grow
 while a map runs. Whoever has no launch that waits for him (it is over, or never was) is turned away, and ends. An
-engine's manager defines ``start`` and ``stop``, and ``tell`` if it knows more than we do. Owns: the listener while a
-launch goes on, the launches.
+engine's manager defines ``start`` and ``stop``, and ``tell`` if it knows more than we do; ``shares_files = False`` if
+its workers stand on machines with other files. Owns: the listener while a launch goes on, the launches.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, Final
 from distpool.door import Door, Encrypt, send_answer
 from distpool.errors import CompositeException, LaunchWorkerError
 from distpool.managers.interface import ClusterManager, Launched, WorkerConfig, worker_timeout
-from distpool.managers.launches import ANSWER_SECONDS, Launch, Place, Refused
+from distpool.managers.launches import ANSWER_SECONDS, Launch, Looks, Place, Refused
 from distpool.tcp import LOOPBACK, advertised_address, listen, parse_bind_to
 from distpool.threads import CallThreads
 from distpool.transport import Deadline, Reader
@@ -75,6 +75,10 @@ class DialBackManager(ClusterManager):
         self._door: Door | None = None  # while there are launches
         self._address = ""
         _managers.add(self)
+
+    def default_addprocs_params(self) -> dict[str, Any]:
+        """Return the options of ``addprocs`` with their defaults; ``preload`` names modules to import at the start."""
+        return {**super().default_addprocs_params(), "preload": ()}
 
     # -- for the manager of an engine ------------------------------------------------------------------------------
 
@@ -142,19 +146,28 @@ class DialBackManager(ClusterManager):
     @property
     def awaits_more(self) -> bool:
         """Whether a launch goes on of which some have not come yet."""
-        with self._lock:
-            return any(launch.awaits_more for launch in self._launches.values())
+        return any(launch.awaits_more for launch in self._open_launches())
 
     def close(self) -> None:
         """Let no more workers come; what the engine has queued is cancelled. Those that have come go on."""
-        with self._lock:
-            launches = list(self._launches.values())
-        for launch in launches:
+        for launch in self._open_launches():
             launch.over(f"{type(self).__name__}.close() was called")
             self._settle(launch, at_once=True)
 
+    def end_with_us(self) -> None:
+        """As ``close``, for the end of this process, when nobody needs to be told."""
+        for launch in self._open_launches():
+            launch.close("the driver ends")
+            self._settle(launch, at_once=True)
+
+    def _open_launches(self) -> list[Launch]:
+        with self._lock:
+            return list(self._launches.values())
+
     def _new_launch(self, count: int, params: dict[str, Any], launched: Launched) -> Launch:
-        return Launch(count, params, launched, self.secret_line(params), self.cores_per_worker())
+        return Launch(
+            count, params, launched, self.secret_line(params), Looks(self.cores_per_worker(), self.shares_files)
+        )
 
     def _run(self, launch: Launch, at_least: int) -> None:
         launch.address = self._open_door(launch)
@@ -285,4 +298,4 @@ _managers: weakref.WeakSet[DialBackManager] = weakref.WeakSet()
 def _close_all() -> None:
     for manager in list(_managers):
         with suppress(Exception):  # the program ends, and there is nobody to tell
-            manager.close()
+            manager.end_with_us()

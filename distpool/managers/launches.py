@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from distpool.cores import THREAD_VARIABLES
 from distpool.door import send_answer
@@ -37,13 +37,20 @@ class Refused(Exception):
     """Why somebody who has proved himself is turned away."""
 
 
+class Looks(NamedTuple):
+    """What an engine's manager knows of its workers: the cores of each, and whether they see the files that we see."""
+
+    cores: int
+    shares_files: bool
+
+
 class Launch:
     """One launch.
 
     ``ticket`` tells its workers from others and is no secret; ``extra`` is for the engine's manager.
     """
 
-    def __init__(self, count_: int, params: dict[str, Any], launched: Launched, secret: str, cores: int) -> None:
+    def __init__(self, count_: int, params: dict[str, Any], launched: Launched, secret: str, looks: Looks) -> None:
         self.ticket: Final = secrets.token_hex(8)
         self.count: Final = count_
         self.params: Final = params
@@ -52,7 +59,7 @@ class Launch:
         self.address = ""  # where its workers shall connect to
         self.extra: Any = None
         self._launched = launched
-        self._cores = cores
+        self._looks = looks
         self._next_number = count().__next__
         self._printed: list[Prints] = []
         self._lock = threading.Lock()  # protects all below
@@ -88,16 +95,18 @@ class Launch:
         return str(os.path.abspath(self.params["dir"]))
 
     def _setup(self) -> dict[str, Any]:
-        """How a worker shall look."""
+        """How a worker shall look: like this process, as far as its machine can."""
         env: dict[str, str] = {}
         if not self.params.get("enable_threaded_blas"):
-            env = {name: os.environ.get(name, str(self._cores)) for name in THREAD_VARIABLES}
+            env = {name: os.environ.get(name, str(self._looks.cores)) for name in THREAD_VARIABLES}
+        path = [entry for entry in sys.path if isinstance(entry, str)] if self._is_our_python else own_path_entries()
+        is_like_here = self._looks.shares_files
         return {
-            "dir": self._directory,
-            "path": [e for e in sys.path if isinstance(e, str)] if self._is_our_python else own_path_entries(),
-            "is_whole_path": self._is_our_python,
+            "dir": self._directory if is_like_here or self.params["dir"] != os.getcwd() else None,
+            "path": path if is_like_here else [],
+            "is_whole_path": self._is_our_python and is_like_here,
             "argv": list(sys.argv),
-            "preload": [],
+            "preload": list(self.params.get("preload") or ()),
             "env": {**env, **dict(self.params.get("env") or {})},
         }
 
@@ -180,14 +189,17 @@ class Launch:
         return missing
 
     def over(self, reason: str) -> None:
-        """No more will come."""
+        """No more will come: the cluster is told of those that it does not wait for any more."""
+        self._tell_lost(self.close(reason))
+
+    def close(self, reason: str) -> int:
+        """Let no more come; return of how many the cluster has to be told."""
         with self._lock:
             if self.reason:
-                return
+                return 0
             self.reason = reason
             self._look_whether_enough()
-            lost = self._left if self._is_going_on else 0
-        self._tell_lost(lost)
+            return self._left if self._is_going_on else 0
 
     def _tell_lost(self, lost: int) -> None:
         for _ in range(lost):

@@ -16,6 +16,8 @@ with each of them (tried with MPICH 4.0 and 5.0, Open MPI 4.1 and 5.0).
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -38,7 +40,8 @@ class MPIManager(DialBackManager):
     """Starts ``count`` workers with ``mpiexec``; their ids follow their ranks, which are also their ``ident``.
 
     Args:
-        count: the number of workers, ``mpiexec -n``. mpiexec: the launcher, a path or a list of words.
+        count: the number of workers, ``mpiexec -n``. mpiexec: the launcher, a name, path or list of words; a name is
+        looked for in PATH, then beside this Python, where ``pip install distpool[mpi]`` has put one.
         flags: further words for it, such as ``["-hosts", "n1,n2"]``, ``["--hostfile", "FILE"]``,
         ``["-bind-to", "core"]``: where workers run and what they get is its affair.
         cookie_dir: the folder for the file with the cookie, which is there while a launch goes on, and which only this
@@ -47,8 +50,7 @@ class MPIManager(DialBackManager):
 
     ``addprocs`` raises LaunchWorkerError when there is no such launcher, and CompositeException, with what the launcher
     has printed, when workers do not come. One worker's death leaves the others; pools replace it by a launch of one.
-    Julia's ``MPIManager`` (MPIClusterManagers) in its TCP mode. Install a launcher with ``pip install distpool[mpi]``,
-    or take your cluster's.
+    Julia's ``MPIManager`` (MPIClusterManagers) in its TCP mode.
     """
 
     engine = "mpiexec"
@@ -79,7 +81,7 @@ class MPIManager(DialBackManager):
         try:
             rank = ["sh", "-c", WRAPPER, "distpool", *launch.command("--cookie-file", path)]
             launcher = Launcher(
-                [*self._mpiexec, *self._flags, "-n", str(launch.count), *rank],
+                [*_located(self._mpiexec), *self._flags, "-n", str(launch.count), *rank],
                 self.reader,
                 directory=package_folder(),
                 output=launch.params.get("output", "prefix"),
@@ -106,6 +108,13 @@ class MPIManager(DialBackManager):
         """What ``mpiexec`` and the ranks have printed."""
         said = launch.extra[0].last_words(LAST_WORDS_SECONDS) if launch.extra is not None else ""
         return f"what mpiexec printed:\n{said}" if said else "mpiexec printed nothing"
+
+
+def _located(mpiexec: Sequence[str]) -> Sequence[str]:
+    """The launcher's words; one that is not in PATH may be beside this Python."""
+    name, *more = mpiexec
+    beside = os.path.join(os.path.dirname(sys.executable), name)
+    return [beside, *more] if shutil.which(name) is None and os.path.exists(beside) else mpiexec
 
 
 def _write_secret(secret: str, folder: str | os.PathLike[str] | None) -> str:

@@ -31,8 +31,10 @@ STEP_FLAGS: Final = ("--kill-on-bad-exit=0", "--wait=0")
 SHARED_FLAGS: Final = ("--overlap",)
 
 # Submits a job (its options are the arguments, its script is the standard input), says its id, stays as long as the job
-# does, and cancels it when it is asked to end itself: also by the kernel, when our process is gone.
+# does, and cancels it when it is asked to end itself: also by the kernel, when our process is gone and nobody reads any
+# more what it prints.
 SUBMIT: Final = """\
+trap '' PIPE
 trap 'test -n "$id" && scancel "$id"; exit 0' TERM
 id=$(sbatch --parsable "$@") || exit 1
 id=${id%%;*}
@@ -101,9 +103,9 @@ class SlurmManager(DialBackManager):
 
     def start(self, launch: Launch) -> None:
         """Run ``srun``, or submit the job."""
-        launch.extra = step = _Step() if self.by == "srun" else _Job(launch, "output" in self._options)
-        options = [_option(name, value) for name, value in self._options.items()]
-        step.start(self, launch, options)
+        step = _Step() if self.by == "srun" else _Job(launch, "output" in self._options)
+        step.start(self, launch, [_option(name, value) for name, value in self._options.items()])
+        launch.extra = step
         step.launcher.watch(lambda code, signum: self.no_more_come(launch, step.end(code)))
 
     def stop(self, launch: Launch) -> None:

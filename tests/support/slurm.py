@@ -11,6 +11,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -181,14 +182,15 @@ class Slurm:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Slurm]:
+def running() -> Iterator[Slurm]:
     """A Slurm that runs for the time of the context."""
-    slurm = Slurm(folder)
-    try:
-        slurm.start()
-        yield slurm
-    finally:
-        slurm.stop()
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:  # not pytest's: munge is another user
+        slurm = Slurm(Path(folder))
+        try:
+            slurm.start()
+            yield slurm
+        finally:
+            slurm.stop()
 
 
 def _free_ports(count: int) -> int:

@@ -1,0 +1,33 @@
+"""Engines that tests drive for real: which are here, and what it means when one is not.
+
+On a developer's machine a missing engine skips its tests, and the reason names the command that installs it. Where the
+build has installed one it says so (``DISTPOOL_ENGINES``, see .ci/run), and a test that cannot use it is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import pytest
+
+
+def require(engine: str, missing: str) -> None:
+    """Skip the test, or fail it, when ``missing`` says why this engine cannot be used."""
+    if not missing:
+        return
+    if engine in os.environ.get("DISTPOOL_ENGINES", "").split():
+        pytest.fail(f"{engine} was installed for these tests, but: {missing}")
+    pytest.skip(missing)
+
+
+def mpi_launchers() -> dict[str, list[str]]:
+    """The launchers on this machine, by name, with the flags that each needs to start any number of ranks here."""
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    wanted = {
+        "mpich, pip": [os.path.join(os.path.dirname(sys.executable), "mpiexec.hydra")],
+        "mpich": ["mpiexec.mpich"],
+        "openmpi": ["mpiexec.openmpi", *as_root, "--oversubscribe"],
+    }
+    return {name: command for name, command in wanted.items() if shutil.which(command[0])}
