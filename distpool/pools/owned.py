@@ -25,19 +25,22 @@ from distpool.cores import usable_cores
 from distpool.dispatch import Dispatch
 from distpool.errors import CompositeException, LaunchWorkerError, ProcessExitedException
 from distpool.joining import add_workers
-from distpool.leaving import leave, retire_workers
+from distpool.leaving import drain, leave, retire_workers
 from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.managers.local import LocalManager
 from distpool.member import Member
 from distpool.messages import DRIVER
 from distpool.refs import Future
+from distpool.transport import Deadline
 
 # A pool gives up when so many workers per process died in a row before they finished anything.
 STILLBIRTHS: Final = 3
 # No worker is started in another's place while so many per process have not ended yet: what they run at their exit
 # may take long. Arbitrary.
 ENDING: Final = 4
+# A worker whose initializer has failed gets so long to be done with it, before it is asked to end. Arbitrary.
+FAREWELL_SECONDS: Final = 2.0
 
 
 class OwnedWorkers:
@@ -92,8 +95,9 @@ class OwnedWorkers:
             employed = 0
             for pid, failure in self._initialize(pids):
                 if failure is not None:
-                    self._is_ending = True
-                    leave(self._member)  # in good order: what an initializer has begun to send somewhere gets there
+                    # In good order: what the initializer has begun to send somewhere, a log record say, gets there.
+                    drain(self._member, [pid], Deadline(FAREWELL_SECONDS))
+                    retire_workers(self._member, [pid])
                     raise failure
                 employed += self._employ(pid)
             expected = self.wanted if self._manager is None else len(pids)
