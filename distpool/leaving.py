@@ -102,14 +102,14 @@ def _await_end(member: Member, leaving: Sequence[Peer], waitfor: float | None) -
 class _Gone(Waiter):
     """Done when a process has departed."""
 
-    __slots__ = ("_member", "_peer", "output", "pid")
+    __slots__ = ("_member", "_peer", "has_process", "output", "pid")
 
     def __init__(self, member: Member, peer: Peer) -> None:
         super().__init__()
         self.pid = peer.pid
         config = member.configs.get(peer.pid)
-        # Where what it printed goes, if we are told when it ends.
-        self.output = config.output if config is not None and config.process is not None else None
+        self.output = config.output if config is not None else None  # where what it printed goes
+        self.has_process = config is not None and config.process is not None
         self._member = member
         self._peer = peer
         member.cluster.listen(_nothing, self._departed)
@@ -166,8 +166,11 @@ def _leave_at_exit() -> None:
     leaving = begin_removal(member, member.cluster.procs())
     if leaving:
         deadline = Deadline(FAREWELL_SECONDS)
-        for each in [_Gone(member, peer) for peer in leaving]:
+        gone = [_Gone(member, peer) for peer in leaving]
+        for each in gone:
             member.reader.wait(each, deadline)
+        # Of processes on this machine their managers show what is left, in exit handlers of their own.
+        _await_output([each for each in gone if not each.has_process])
     member.print_notices()
 
 
