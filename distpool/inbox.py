@@ -25,7 +25,7 @@ from weakref import ref
 
 from distpool.channel import Channel
 from distpool.light import Any, Final, Protocol, pickle, socket
-from distpool.pickling import dump_small, is_flat
+from distpool.pickling import dump_bare
 
 # The largest item that goes this way; for larger ones a round trip weighs little.
 LARGEST_BYTES: Final = 2048
@@ -34,9 +34,6 @@ LARGEST_BYTES: Final = 2048
 PLACES: Final = 64
 # An owner that sees fewer grants more.
 FEW_PLACES: Final = 16
-# Opcodes (of protocol 4 and later) that ask for a class or function. The same bytes may stand in a text, too: then that
-# item takes the other way.
-_NAMES: Final = (b"\x93", b"\x82", b"\x83", b"\x84")
 # After an item that cannot go this way so many are not even tried, for each would be pickled twice. Arbitrary.
 PAUSES: Final = 64
 
@@ -177,11 +174,10 @@ class Slot:
         if self._pauses:
             self._pauses -= 1
             return False
-        parcel = dump_small(item, LARGEST_BYTES)
-        if parcel is None or parcel.foreign:
-            self._pauses = PAUSES
-            return False
-        if not is_flat(item) and any(opcode in parcel.body for opcode in _NAMES):
+        body = dump_bare(item, LARGEST_BYTES)
+        if not body:
+            if body is None:
+                self._pauses = PAUSES
             return False
         try:
             if self._places >= 0 and not os.read(self._places, 1):
@@ -190,7 +186,7 @@ class Slot:
         except BlockingIOError:
             return False
         try:
-            os.write(self._out, parcel.body)
+            os.write(self._out, body)
         except BlockingIOError:  # only without a limit, so no place is lost
             return False
         except OSError:

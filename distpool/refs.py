@@ -349,7 +349,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
         the moment of copying is earlier: an object that the owner put and goes on changing comes as it was some time
         between put and take.
         """
-        item = self._quick_item(args)
+        item = self._take_quickly(args)
         return self._ask("take", args, timeout) if item is NOTHING else item  # type: ignore[no-any-return]
 
     def take_many(self, n: int, timeout: float | None = None) -> list[T]:
@@ -372,7 +372,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
 
     def try_take(self, default: D = None) -> T | D:  # type: ignore[assignment]
         """Remove and return the first item, or return ``default`` if there is none at this moment."""
-        item = self._quick_item(())
+        item = self._take_quickly(())
         return self._at_once("take", (), default) if item is NOTHING else item  # type: ignore[no-any-return]
 
     def try_fetch(self, default: D = None) -> T | D:  # type: ignore[assignment]
@@ -409,7 +409,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
             if slot.is_over:
                 self._slot = None
 
-    def _quick_item(self, args: tuple[Any, ...]) -> Any:
+    def _take_quickly(self, args: tuple[Any, ...]) -> Any:
         """Take the first item where that needs no message; NOTHING where it needs one, or there is none."""
         reach = self._reach
         if reach is None:

@@ -215,8 +215,13 @@ class Reach:
         record = bytearray(RECORD_BYTES)
         try:
             # A pickle begins with 0x80: so an interrupt, at whatever line, finds out whether a record is here.
-            if not self._read(record):
-                return NOTHING
+            try:
+                if not os.readv(self._descriptor, (record,)):
+                    self.is_over = True
+                    return NOTHING
+            except BlockingIOError:
+                if not self._read_later(record):
+                    return NOTHING
             item = pickle.loads(record)
         except Exception:  # what the item's own code raises: it was taken all the same
             if record[_MARK]:
@@ -230,11 +235,7 @@ class Reach:
             self._tell(b"")
         return item
 
-    def _read(self, record: bytearray) -> bool:
-        if self._read_now(record):
-            return True
-        if self.is_over:
-            return False
+    def _read_later(self, record: bytearray) -> bool:
         if self._skips:
             self._skips -= 1
             return False

@@ -197,8 +197,7 @@ class Shortcuts:
             return None
         shelf = traffic.shelf
         pids = shelf.pids if shelf is not None else ()
-        parcel = dump_small(item, limit, next(iter(pids)) if len(pids) == 1 else 0)
-        return None if parcel is None else parcel.body
+        return dump_small(item, limit, next(iter(pids)) if len(pids) == 1 else 0)
 
     def _stock_aside(self, channel: Channel[Any] | None, traffic: _Traffic) -> None:
         if channel is None or traffic.is_stocked_aside:

@@ -28,6 +28,7 @@ from .kinds import APART, judge, known_verdict
 
 _ATOMS: Final = frozenset({int, float, bool, str, type(None)})
 _FUNCTIONS: Final = (FunctionType, BuiltinFunctionType)
+_TEXTS: Final = frozenset({str, bytes})
 _FEW: Final = 8  # arguments looked at one by one on the fast path; more cost as much as the general path
 
 
@@ -139,30 +140,49 @@ def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any], to: int
         raise explain_arguments(arguments, keywords, error.__cause__) from error.__cause__
 
 
-def dump_small(value: object, limit: int, to: int = 0) -> Parcel | None:
-    """``dump``, for something of at most ``limit`` bytes that needs nothing beside its body; None for all else."""
-    if is_flat(value):
-        if type(value) in (str, bytes) and len(value) > limit:  # type: ignore[arg-type]
-            return None
-        parcel = Parcel(pickle.dumps(value, 5), [])
-    else:
-        try:
-            parcel = dump(value, to)
-        except Exception:  # who sends it in another way hears why it cannot be sent
-            return None
-        if parcel.globals or parcel.refs or parcel.buffers:
-            return None
-    return parcel if len(parcel.body) <= limit else None
+def dump_small(value: object, limit: int, to: int = 0) -> bytes | None:
+    """The body of ``dump``, for what needs nothing beside it and takes ``limit`` bytes at most; None for all else."""
+    if type(value) in _ATOMS or _is_flat(value):
+        return _flat_bytes(value, limit)
+    parcel = _lone(value, to)
+    return parcel.body if parcel is not None and len(parcel.body) <= limit else None
+
+
+def dump_bare(value: object, limit: int) -> bytes | None:
+    """As ``dump_small``, but only for what opens without running, looking up or importing anything.
+
+    Returns no bytes for something that might not, though others of its kind do.
+    """
+    if type(value) in _ATOMS or _is_flat(value):
+        return _flat_bytes(value, limit)
+    parcel = _lone(value, 0)
+    if parcel is None or parcel.foreign or len(parcel.body) > limit:
+        return None
+    return b"" if any(opcode in parcel.body for opcode in _LOOKUPS) else parcel.body
+
+
+# Opcodes that ask for a class or function (STACK_GLOBAL and EXT1 to 4). The same bytes may be part of a number or text.
+_LOOKUPS: Final = (b"\x93", b"\x82", b"\x83", b"\x84")
+
+
+def _flat_bytes(value: Any, limit: int) -> bytes | None:
+    if type(value) in _TEXTS and len(value) > limit:
+        return None
+    body = pickle.dumps(value, 5)
+    return body if len(body) <= limit else None
+
+
+def _lone(value: object, to: int) -> Parcel | None:
+    try:
+        parcel = dump(value, to)
+    except Exception:  # who sends it in another way hears why it cannot be sent
+        return None
+    return None if parcel.globals or parcel.refs or parcel.buffers else parcel
 
 
 def is_plain(value: object) -> bool:
     """True when pickling the value runs no code of the user's; False when it may, or when finding out is not cheap."""
-    return is_flat(value) or type(value).__module__ == "numpy"
-
-
-def is_flat(value: object) -> bool:
-    """True for built-in atoms and small built-in containers of them: pickling and opening runs no code at all."""
-    return type(value) in _ATOMS or _is_flat(value)
+    return type(value) in _ATOMS or _is_flat(value) or type(value).__module__ == "numpy"
 
 
 def goes_by_name(function: object) -> bool:

@@ -1,7 +1,8 @@
 """Rows about channels: small items from one process to another, one by one, beside the queues of multiprocessing.
 
-Each row has one producer and one consumer, and all have room for everything that is under way, as an unbounded queue
-has. A pipe with nothing on it is the limit: it serves two processes only, and none of them may die.
+Each row has one producer and one consumer, and where nothing else is said all have room for everything that is under
+way, as an unbounded queue has. A pipe with nothing on it is the limit: it serves two processes only, and none of them
+may die.
 """
 
 from __future__ import annotations
@@ -43,20 +44,35 @@ def unlimited() -> Any:
     return Channel(math.inf)
 
 
-def put_into_channel(channel: Any, count: int, together: int) -> None:
-    """Produce here, for our channel; with ``together`` above 1, lists of so many items."""
-    if together == 1:
+def limited() -> Any:
+    """One that holds a hundred items; who puts more waits."""
+    from distpool import Channel
+
+    return Channel(100)
+
+
+TOGETHER = 100
+
+
+def put_into_channel(channel: Any, count: int, way: str) -> None:
+    """Produce here, for our channel: one by one, or so many together."""
+    if way == "many":
+        for start in range(0, count, TOGETHER):
+            channel.put_many(range(start, start + TOGETHER))
+    else:
         put_all(channel.put, count)
+
+
+def take_from_channel(channel: Any, count: int, way: str) -> None:
+    """Consume here, from our channel: one by one, by iteration, or what is there together."""
+    if way == "iteration":
+        items = iter(channel)
+        take_all(lambda: next(items), count)
+    elif way == "many":
+        items = (item for _ in range(count) for item in channel.take_many(TOGETHER))
+        take_all(lambda: next(items), count)
     else:
-        put_all(lambda number: channel.put([number] * together), count // together)
-
-
-def take_from_channel(channel: Any, count: int, together: int) -> None:
-    """Consume here, from our channel."""
-    if together == 1:
         take_all(channel.take, count)
-    else:
-        take_all(lambda: channel.take()[-1], count // together)
 
 
 def _per_item(count: int, transfer: Callable[[], object]) -> Measure:
@@ -71,7 +87,9 @@ def _per_item(count: int, transfer: Callable[[], object]) -> Measure:
 
 
 @contextmanager
-def _ours(producer: str, owner: str, consumer: str, count: int, together: int = 1) -> Iterator[Measure]:
+def _ours(
+    producer: str, owner: str, consumer: str, count: int, way: str = "", make: Callable[[], Any] = unlimited
+) -> Iterator[Measure]:
     from distpool import RemoteChannel, addprocs, remotecall, rmprocs
 
     pids = addprocs(2)
@@ -79,15 +97,15 @@ def _ours(producer: str, owner: str, consumer: str, count: int, together: int = 
 
     def transfer() -> None:
         roles = ((consumer, take_from_channel), (producer, put_into_channel))
-        away = [remotecall(move, at[party], channel, count, together) for party, move in roles if party != DRIVER]
+        away = [remotecall(move, at[party], channel, count, way) for party, move in roles if party != DRIVER]
         for party, move in roles:
             if party == DRIVER:
-                move(channel, count, together)
+                move(channel, count, way)
         for future in away:
             future.fetch()
 
     try:
-        channel: Any = RemoteChannel(unlimited, at[owner])
+        channel: Any = RemoteChannel(make, at[owner])
         yield _per_item(count, transfer)
     finally:
         rmprocs(pids)
@@ -178,7 +196,9 @@ def _contenders(producer: str, owner: str, consumer: str, scale: Scale) -> Seque
         Contender("Manager().Queue", partial(_manager_queue, producer, consumer, count)),
         Contender("raw", partial(_pipe, producer, consumer, count)),
         Contender("distpool", partial(_ours, producer, owner, consumer, count)),
-        Contender("distpool, lists of 100", partial(_ours, producer, owner, consumer, count, 100)),
+        Contender("distpool, iteration", partial(_ours, producer, owner, consumer, count, "iteration")),
+        Contender("distpool, put_many and take_many", partial(_ours, producer, owner, consumer, count, "many")),
+        Contender("distpool, limit of 100", partial(_ours, producer, owner, consumer, count, "", limited)),
     ]
 
 
@@ -192,7 +212,8 @@ def _row(name: str, producer: str, owner: str, consumer: str) -> Row:
         partial(_contenders, producer, owner, consumer),
         goals=tuple(goals),
         note="20,000 items for each sample, all samples through the same channel, put and taken one by one. "
-        "Raw: `multiprocessing.Pipe`, which has no store, and only one who sends. Lists: what programs can do by hand.",
+        "Raw: `multiprocessing.Pipe`, which has no store, and only one who sends. Many: 100 at a time. Limit: the "
+        "others have none.",
     )
 
 
@@ -201,4 +222,5 @@ ROWS = [
     _row("channel-from-owner", FIRST, FIRST, DRIVER),
     _row("channel-to-worker", DRIVER, DRIVER, FIRST),
     _row("channel-workers", FIRST, FIRST, SECOND),
+    _row("channel-apart", FIRST, DRIVER, SECOND),
 ]
