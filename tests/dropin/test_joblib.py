@@ -457,3 +457,30 @@ def test_nothing_is_left_when_the_program_ends(run_script: Any) -> None:
             print(joblib.Parallel()(joblib.delayed(lambda x: x + 1)(x) for x in range(3)))
     """)
     assert (code, out.strip(), err) == (0, "[1, 2, 3]", "")
+
+
+def test_ctrl_c_stops_the_tasks_and_the_workers_stay(start_script: Any) -> None:
+    script = start_script("""
+        import os, signal, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+        import distpool.compat.joblib, joblib
+
+        def work(i):
+            print("begun", flush=True)
+            time.sleep(60)
+
+        with joblib.parallel_config(backend="distpool", n_jobs=2):
+            before = set(joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(20)))
+            try:
+                joblib.Parallel()(joblib.delayed(work)(i) for i in range(4))
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            after = set(joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(20)))
+            print("the same" if before | after == before else (before, after))
+    """)
+    script.wait_for("begun")
+    script.send(signal.SIGINT)
+    finished = script.wait(WAIT)
+    assert "the same" in finished.stdout.split("interrupted")[1]
+    assert (finished.returncode, finished.stderr) == (0, "")
+    script.no_survivors()
