@@ -36,6 +36,8 @@ from distpool.wire import Frame
 UNINTERRUPTIBLE: Final = serving.UNINTERRUPTIBLE | tasks.UNINTERRUPTIBLE
 # How often the background thread sends what a long-running envelope has finished.
 FLUSH_EVERY_SECONDS: Final = 0.01
+# How long an order to end waits for the main thread to come back from a call that it has answered. Arbitrary.
+MOMENT_SECONDS: Final = 0.2
 # How long the end of a guest waits for calls that are being stopped, and how often it looks; what C code holds is left.
 GUEST_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 0.01
@@ -121,7 +123,8 @@ class Worker:
     def _wait(self) -> None:
         self._is_idle = True
         try:
-            self._reader.wait(self._work, eager=True)
+            if not self._is_leaving:  # the order to end may have come before the wait
+                self._reader.wait(self._work, eager=True)
         finally:
             self._is_idle = False
 
@@ -218,8 +221,16 @@ class Worker:
         self._is_leaving = True
         if self._is_idle:
             self._work.complete()
+        elif self._has_just_answered() and not self._is_guest:  # it alone may run exit handlers, and will in a moment
+            self._work.complete()
+            self._reader.call_later(MOMENT_SECONDS, self._leave)
         else:
             self._leave()  # the main thread is in user code, and may stay there
+
+    def _has_just_answered(self) -> bool:
+        """Whether the main thread is on its way back from a call whose answer may have brought the order to end."""
+        call = self._member.serving.running.get(self._main)
+        return call is not None and call.is_answered
 
     def _interrupt(self, peer: Peer, frame: Frame) -> None:
         """Interrupt one task (``whence``; 0: any) of an envelope, or (``ref`` 0) all that runs here."""
