@@ -174,6 +174,7 @@ class Member:
         process = config.process
         if hasattr(process, "stream_ended"):  # one elsewhere: news of its end come another way, and wait for this
             process.stream_ended()
+            return
         self.reader.call_later(EXIT_REPORT_SECONDS, lambda: self._end_silent(peer, process))
 
     def _end_silent(self, peer: Peer, process: Any) -> None:

@@ -8,6 +8,7 @@ and it ends when this process does. Owns: the ssh client, its three pipes, what 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -22,7 +23,7 @@ from distpool.managers.machines import Machine
 from distpool.managers.reports import Header, Printed, Reports, grant_order, signal_order
 from distpool.managers.startup import SHOWN_CHARACTERS
 from distpool.output import Output
-from distpool.transport import Reader
+from distpool.transport import Deadline, Reader, Waiter
 
 OnExit = Callable[[int | None, int | None], None]
 
@@ -31,6 +32,11 @@ KEPT_LINES: Final = 40
 # Seconds that the report of a worker's end waits for the end of its connection: what the worker sent before its end
 # comes another way, and counts. Only a connection that nobody closes makes it wait that long. Arbitrary.
 LAST_BYTES_SECONDS: Final = 2.0
+# Seconds that the end of a worker's connection waits for the report of how it ended, which may be slower. Arbitrary.
+REPORT_SECONDS: Final = 5.0
+# Seconds that the end of this process waits for the last words of workers that have been asked to end; for all logins
+# together. Arbitrary.
+FAREWELL_SECONDS: Final = 1.0
 # Seconds that a login without a header waits for the exit status of its client, which tells what was wrong.
 STATUS_SECONDS: Final = 1.0
 
@@ -79,11 +85,12 @@ class Login:
         self._settled: Callable[[Login], None] | None = settled
         self._lock = threading.Lock()  # protects error and _settled
         self._has_ended = False  # its output
+        self._end_of_all = Waiter()  # done when it has
         self._shown = 0  # bytes that were shown and not yet granted again
         popen = start_client(command, first_words, machine.spec)
         self._stdin, self._stdout = popen.stdin, popen.stdout
         self._complaints = Complaints(popen.stderr, reader)
-        self.client: Final = InterpreterProcess(popen, reader)
+        self.client: Final = _Client(popen, reader, self._await_end)
         self.client.watch(lambda code, signum: self._complaints.close())
         os.set_blocking(self._stdout.fileno(), False)
         reader.register(self)
@@ -205,6 +212,7 @@ class Login:
         self._reader.unregister(self)
         self._stdout.close()
         self._has_ended = True
+        self._end_of_all.complete()
         if self.header is not None:
             self._pass_on()
             return
@@ -217,10 +225,34 @@ class Login:
         status = self.client.exit_code
         self.fail("its workers did not start" + (f" (ssh ended with status {status})" if status is not None else ""))
 
+    def _await_end(self) -> None:
+        """This process ends: its workers, which have been asked to end, get a moment for their last words."""
+        if self.header is not None:
+            self._reader.wait(self._end_of_all, _farewell())
+
     def _how_it_ended(self) -> str:
         self._complaints.read_all()
         last = list(self._complaints.lines)[-1:]
         return f"the login to {self.machine.spec} ended" + "".join(f": {line}" for line in last)
+
+
+@functools.cache
+def _farewell() -> Deadline:
+    """One time limit for all logins, from the first that asks."""
+    return Deadline(FAREWELL_SECONDS)
+
+
+class _Client(InterpreterProcess):
+    """The ssh client of a login: at the end of this process it may pass on what comes last."""
+
+    def __init__(self, popen: Any, reader: Reader, await_end: Callable[[], None]) -> None:
+        super().__init__(popen, reader)
+        self._await_end = await_end
+
+    def end_with_us(self) -> None:
+        """Kill it, after a moment."""
+        self._await_end()
+        super().end_with_us()
 
 
 class RemoteProcess:
@@ -258,10 +290,17 @@ class RemoteProcess:
             self.login.send_signal(self._number, signum)
 
     def stream_ended(self) -> None:
-        """Its connection has ended: what it had sent is here, and its end may be told."""
+        """Its connection has ended: what it had sent is here, and its end may be told. On the reading thread."""
         self._stream_has_ended = True
         if self._exit is not None:
             self._tell()
+        else:
+            self._reader.call_later(REPORT_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._exit is None:
+            self.send_signal(signal.SIGKILL)
+            self.ended(None, None, "it closed its connection, and was killed")
 
     def ended(self, exit_code: int | None, signum: int | None, detail: str | None = None) -> None:
         """It is gone. On the reading thread."""

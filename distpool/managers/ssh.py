@@ -40,6 +40,8 @@ from distpool.transport import Deadline, Reader, Waiter
 FORWARDED_PREFIX: Final = "DISTPOOL_"
 # Seconds that the address by which the login came in may take to answer, before the name is tried. Arbitrary.
 FIRST_ADDRESS_SECONDS: Final = 10.0
+# Seconds that the error of a tunnel waits for what its client has to say.
+LAST_WORDS_SECONDS: Final = 1.0
 
 _next_control: Final = count().__next__
 
@@ -226,6 +228,9 @@ class SSHManager(ClusterManager):
                 prove(ours, "initiator", deadline)
             except HandshakeError as error:
                 client.send_signal(signal.SIGTERM)
+                gone = Waiter()
+                client.watch(lambda code, signum: gone.complete())
+                self._reader.wait(gone, Deadline(LAST_WORDS_SECONDS))
                 said = "".join(f"\nssh said: {line}" for line in complaints.lines)
                 raise LaunchWorkerError(f"{login.machine.spec}: no tunnel to its worker: {error}{said}") from error
             return TunnelSocket(fileno=ours.detach())
