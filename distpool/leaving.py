@@ -60,12 +60,11 @@ def drain(member: Member, pids: Sequence[int], deadline: Deadline) -> None:
         member.reader.wait(reply, deadline)
 
 
-def begin_removal(member: Member, pids: Sequence[int]) -> list[Peer]:
+def begin_removal(member: Member, pids: Sequence[int]) -> list[Leaving]:
     """Take workers out of the membership and ask them to end; those that are gone are left out."""
-    leaving = [
-        peer for pid in pids if (peer := member.cluster.terminate(pid) or member.cluster.leaving(pid)) is not None
-    ]
-    for peer in leaving:
+    peers = [peer for pid in pids if (peer := member.cluster.terminate(pid) or member.cluster.leaving(pid)) is not None]
+    leaving = [Leaving(member, peer) for peer in peers]  # before they are asked: one that is gone is forgotten
+    for peer in peers:
         config, manager = member.configs.get(peer.pid), member.managers.get(peer.pid)
         peer.send(m.EXIT)
         if config is not None and manager is not None:
@@ -73,7 +72,7 @@ def begin_removal(member: Member, pids: Sequence[int]) -> list[Peer]:
     return leaving
 
 
-def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | None) -> None:
+def finish_removal(member: Member, leaving: Sequence[Leaving], waitfor: float | None) -> None:
     """Wait until the processes have ended, killing those that do not obey; tell the others."""
     left = _await_end(member, leaving, waitfor)
     tell_members(member)
@@ -81,26 +80,25 @@ def finish_removal(member: Member, leaving: Sequence[Peer], waitfor: float | Non
         raise TimeoutError(f"processes {left} are not gone after {waitfor} seconds; they have been killed and will be")
 
 
-def _await_end(member: Member, leaving: Sequence[Peer], waitfor: float | None) -> list[int]:
+def _await_end(member: Member, leaving: Sequence[Leaving], waitfor: float | None) -> list[int]:
     """Wait until the processes have ended, killing those that do not obey; return those that have not even then."""
     deadline = Deadline(waitfor)
     grace = Deadline(GRACE_SECONDS if waitfor is None else min(GRACE_SECONDS, waitfor / 2))
-    gone = [_Gone(member, peer) for peer in leaving]
-    for each in gone:
+    for each in leaving:
         member.reader.wait(each, grace, eager=True)
-    stubborn = [each for each in gone if not each.done]
+    stubborn = [each for each in leaving if not each.done]
     for each in stubborn:
         each.kill()
     for each in stubborn:
         member.reader.wait(each, deadline)
-    for each in gone:
+    for each in leaving:
         each.forget()
-    _await_output(gone)
-    return [each.pid for each in gone if not each.done]
+    _await_output(leaving)
+    return [each.pid for each in leaving if not each.done]
 
 
-class _Gone(Waiter):
-    """Done when a process has departed."""
+class Leaving(Waiter):
+    """A worker that is being removed. Done when it has departed; for one thread to wait for."""
 
     __slots__ = ("_member", "_peer", "has_process", "output", "pid")
 
@@ -135,7 +133,7 @@ class _Gone(Waiter):
         self._member.cluster.unlisten(_nothing, self._departed)
 
 
-def _await_output(gone: Sequence[_Gone]) -> None:
+def _await_output(gone: Sequence[Leaving]) -> None:
     """Wait, within bounds, until what ended workers have printed is shown; something may hold their output open."""
     deadline = Deadline(LAST_WORDS_SECONDS)
     for each in gone:
@@ -166,11 +164,10 @@ def _leave_at_exit() -> None:
     leaving = begin_removal(member, member.cluster.procs())
     if leaving:
         deadline = Deadline(FAREWELL_SECONDS)
-        gone = [_Gone(member, peer) for peer in leaving]
-        for each in gone:
+        for each in leaving:
             member.reader.wait(each, deadline)
         # Of processes on this machine their managers show what is left, in exit handlers of their own.
-        _await_output([each for each in gone if not each.has_process])
+        _await_output([each for each in leaving if not each.has_process])
     member.print_notices()
 
 
