@@ -20,7 +20,8 @@ from distpool.pickling import Parcel, dump, load
 from distpool.waiting import Waiter
 from distpool.wire import Frame
 
-Done = Callable[[], object]
+# Called when two workers are connected, or with the reason why they will never be.
+Done = Callable[["Exception | None"], object]
 
 
 class Way(NamedTuple):
@@ -80,7 +81,7 @@ class Introductions:
                     self._pairs[pair] = None
                     is_known = True
         if is_known:
-            done()
+            done(None)
         else:
             _Attempt(self, one, other, self._guide.ways(one, other)).go_on()
 
@@ -101,7 +102,7 @@ class Introductions:
         all_met = Waiter()
         met: list[None] = []
 
-        def count() -> None:
+        def count(error: Exception | None) -> None:
             met.append(None)
             if len(met) == len(pairs):
                 all_met.complete()
@@ -126,15 +127,19 @@ class Introductions:
         """Send a request to a worker."""
         self._guide.ask(peer, pending, kind, parcel, ref)
 
-    def end(self, one: Peer, other: Peer, is_connected: bool) -> None:
-        """An attempt is over: whoever waits is told, after the two have been connected in some way."""
+    def give_up(self, one: Peer, other: Peer) -> None:
+        """No way leads from one to the other: they are connected through process 1."""
+        with self._lock:
+            self._guide.relay(one, other)
+        self.end(one, other)
+
+    def end(self, one: Peer, other: Peer, error: Exception | None = None) -> None:
+        """An attempt is over: whoever waits is told."""
         pair = frozenset((one.pid, other.pid))
         with self._lock:
-            if not is_connected:
-                self._guide.relay(one, other)
             waiting, self._pairs[pair] = self._pairs[pair], None
         for done in waiting or ():
-            done()
+            done(error)
 
 
 class _Attempt:
@@ -150,7 +155,7 @@ class _Attempt:
     def go_on(self) -> None:
         """Try the next way; without one the two are connected through process 1."""
         if not self._ways:
-            self._introductions.end(*self._pair, is_connected=False)
+            self._introductions.give_up(*self._pair)
             return
         self._way = self._ways.pop(0)
         self._has_address = False
@@ -163,7 +168,7 @@ class _Attempt:
             self._introductions.has_failed(self._way)
             self.go_on()
         elif self._has_address:
-            self._introductions.end(*self._pair, is_connected=True)
+            self._introductions.end(*self._pair)
         else:
             self._has_address = True
             host, port = load(frame.body)
@@ -171,8 +176,8 @@ class _Attempt:
             self._introductions.ask(self._way.guest, self, m.VISIT, parcel, self._way.host.pid)
 
     def lost(self, error: BaseException) -> None:
-        """One of them has ended. Whoever waits will be told so when he looks for it."""
-        self._introductions.end(*self._pair, is_connected=True)
+        """One of them has ended."""
+        self._introductions.end(*self._pair, error if isinstance(error, Exception) else RuntimeError(str(error)))
 
 
 def _nothing(pid: int, error: BaseException) -> None:

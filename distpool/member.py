@@ -281,8 +281,11 @@ class Member:
     def _introduce(self, peer: Peer, frame: Frame) -> None:
         """A worker wants to talk to another one. On process 1; answered when they are connected."""
 
-        def answer() -> None:
-            peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
+        def answer(error: Exception | None) -> None:
+            if error is None:
+                peer.send_parcel(m.RESULT, NOTHING, request=frame.request)
+            else:
+                send_error(peer, frame.request, error)
 
         try:
             self.introductions.introduce(peer, self.cluster.peer(frame.ref), answer)

@@ -5,6 +5,7 @@ The server, its keys and the names that lead to it are in ``support.sshd``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -42,9 +43,19 @@ def relay(f: Any, pid: int, *args: Any) -> Any:
     return distpool.remotecall_fetch(f, pid, *args)
 
 
-def ssh_clients() -> list[str]:
-    """The ssh programs that this process has started."""
-    return [child.name() for child in psutil.Process().children() if child.name() == "ssh"]
+def children(name: str) -> list[psutil.Process]:
+    """The programs of a name that this process has started, and that have not ended."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == name:
+                found.append(child)
+    return found
+
+
+def ssh_clients() -> list[psutil.Process]:
+    """The ssh programs among them."""
+    return children("ssh")
 
 
 # -- joining -----------------------------------------------------------------------------------------------------------
@@ -253,7 +264,7 @@ def test_a_login_that_takes_too_long(tmp_path: Path, eventually: Eventually) -> 
     assert "please hold the line" in str(error)
     assert len(caught.value.pids) == 1
     rmprocs(caught.value.pids)
-    eventually(lambda: [child.name() for child in psutil.Process().children() if child.name() == "sleep"] == [])
+    eventually(lambda: children("sleep") == [])
 
 
 def test_an_interrupt_ends_the_logins(start_script: StartScript, tmp_path: Path) -> None:
@@ -315,10 +326,10 @@ def test_rmprocs_of_one_that_is_stuck(sshd: Sshd, caplog: pytest.LogCaptureFixtu
 
 def test_a_login_that_breaks(sshd: Sshd) -> None:
     """Its workers end with it, and whoever waits for them is told why."""
-    first, second = addprocs(["h1", "h2"], sshflags=sshd.flags)
+    first, second = *addprocs(["h1"], sshflags=sshd.flags), *addprocs(["h2"], sshflags=sshd.flags)
     process = psutil.Process(remotecall_fetch(os.getpid, first))
     running = distpool.remotecall(jobs.block_for_ever, first)
-    (client,) = [child for child in psutil.Process().children() if child.name() == "ssh" and "h1" in child.cmdline()]
+    (client,) = [child for child in ssh_clients() if "h1" in child.cmdline()]
     client.kill()
     with pytest.raises(distpool.ProcessExitedException):
         running.fetch()

@@ -42,6 +42,7 @@ PermitRootLogin yes
 MaxStartups 100
 MaxSessions 100
 LogLevel VERBOSE
+SetEnv HOME={folder}/home
 """
 
 _CLIENT = """\
@@ -95,6 +96,7 @@ class Sshd:
         (folder / "empty").write_text("")
         (folder / "sshd_config").write_text(_SERVER.format(folder=folder, port=self.port))
         (folder / "ssh_config").write_text(_CLIENT.format(folder=folder, port=self.port, user=user))
+        (folder / "home").mkdir()  # the start-up files of whoever runs the tests may say and do anything
         if os.getuid() == 0:
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where the part that has no rights lives
         self.log = folder / "sshd.log"
