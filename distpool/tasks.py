@@ -24,6 +24,7 @@ from distpool.light import Any, Final
 from distpool.member import Member
 from distpool.peer import Peer
 from distpool.pickling import Parcel, dump, dump_exception, load
+from distpool.transport import TICK_SECONDS
 from distpool.wire import Frame
 
 monotonic = time.monotonic
@@ -177,7 +178,21 @@ class Tasks:
         self._queue.append(Envelope(peer, frame, self._functions.get((peer.pid, frame.ref))))
         if self.main_is_free:
             self._wake_main()
+        elif self._main_is_busy():
+            self.run_aside()
         else:
+            # It has answered a call, and is just coming back: what runs elsewhere now would run beside what it runs
+            # next, and be lost together with that. Unless it has begun something new meanwhile.
+            self._wake_main()
+            self._member.reader.call_later(TICK_SECONDS, self._run_aside_if_busy)
+
+    def _main_is_busy(self) -> bool:
+        """True while the main thread runs something that nobody has an answer of."""
+        call = self._member.serving.running.get(self._main)
+        return self._main in self._running or (call is not None and not call.is_answered)
+
+    def _run_aside_if_busy(self) -> None:
+        if not self.main_is_free:
             self.run_aside()
 
     def _take_back(self, peer: Peer, frame: Frame) -> None:

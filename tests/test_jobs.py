@@ -10,7 +10,8 @@ import pytest
 
 from distpool.errors import RemoteException
 from distpool.futures import Raised, TaskFuture
-from distpool.jobs import ENVELOPE_SECONDS, GROWTH, CallJob, MapJob, Retries, Run, StreamJob
+from distpool.jobs import ENVELOPE_SECONDS, GROWTH, CallJob, MapJob, Pace, Retries, Run, StreamJob
+from distpool.jobs.inputs import FIRST_TASKS
 from distpool.member import Member
 from distpool.pickling import dump, load
 from distpool.transport import Reader
@@ -75,9 +76,30 @@ def test_envelopes_get_smaller_near_the_end_of_known_input() -> None:
     """So that all workers end together."""
     job = MapJob(abs, (range(16),))
     for _ in range(5):
-        job.learn(1, 1e-6)
+        job.learn(1, 5e-4)
     assert job.next_size(4) == 2
     assert MapJob(abs, (iter(range(16)),)).next_size(4) == 1  # length_hint knows an iterator's rest, too
+
+
+def test_last_envelopes_are_worth_their_message() -> None:
+    """Tasks of a microsecond are not spread one by one at the end."""
+    job = MapJob(abs, (range(1000),))
+    for _ in range(9):
+        job.learn(1, 1e-6)
+    assert job.next_size(400) == 199
+
+
+def test_a_map_begins_with_the_pace_of_the_last() -> None:
+    """But not with thousands: its items may be large. Single maps, and those with a batch size, are left alone."""
+    pace = Pace()
+    first = MapJob(abs, (range(10_000),), pace=pace)
+    assert first.size == 1
+    for _ in range(9):
+        first.learn(1, 1e-6)
+    assert first.size > FIRST_TASKS
+    assert MapJob(abs, (range(10_000),), pace=pace).size == FIRST_TASKS
+    assert MapJob(abs, (range(10_000),), pace=pace, batch_size=3).size == 3
+    assert MapJob(abs, (range(10_000),)).size == 1
 
 
 def test_runs_are_numbered_in_input_order() -> None:

@@ -48,6 +48,10 @@ class Births:
         self._shown = {pid: known.get(pid) or self._show(pid, os_pid) for pid, os_pid in os_pids.items()}
         return list(self._shown.values())
 
+    def forget(self) -> None:
+        """The pool has ended: give the descriptors of its processes back."""
+        self._shown = {}
+
     def _show(self, pid: int, os_pid: int) -> PoolWorker:
         role = self._role
         identity = (*role.parent_identity, self._numbers.get(pid, 0))

@@ -282,6 +282,7 @@ class Pool(standard.Pool):
     def _has_ended(self) -> None:
         children.pools.discard(self)
         self._ended.set()
+        self._births.forget()
 
     def join(self) -> None:
         """Wait until all is done and the workers have ended, after ``close`` or ``terminate``; else ValueError."""

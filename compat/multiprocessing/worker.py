@@ -81,9 +81,9 @@ class Watcher:
 
     def begin(self) -> None:
         """Act on what is there; wait for the rest."""
+        sys.meta_path.insert(0, self)  # first, for one may import another
         for name in [name for name in self._acts if name in sys.modules]:
-            self._acts.pop(name)(sys.modules[name])
-        sys.meta_path.insert(0, self)
+            self._act(name, sys.modules[name])
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

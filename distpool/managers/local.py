@@ -32,6 +32,10 @@ from distpool.output import How, Output, checked_mode, wait_until_shown
 from distpool.segments import SharedPage
 from distpool.transport import Reader
 
+# What the fork server imports when it is idle: what workers need now and then, and is slow to import. The second is for
+# workers of the drop-ins, whose users ask it who they are.
+WARM: Final = ("cloudpickle", "multiprocessing.context")
+
 # The most local workers that one process can have at a time with progress notes; a slot is 64 bytes of a sparse file.
 PAGE_SLOTS: Final = 16384
 
@@ -106,7 +110,7 @@ class Forks:
 
     def __init__(self, reader: Reader, preload: Sequence[str], env: dict[str, str]) -> None:
         self.page = SharedPage.create(PAGE_SLOTS)
-        self.server = ForkServer(preload, self.page.fd, warm=("cloudpickle",), env=env)
+        self.server = ForkServer(preload, self.page.fd, warm=WARM, env=env)
         self.preload_error: str | None = None
         self.inherited = {*os.environ, *env}  # what the fork server, and so each worker, has unless told otherwise
         self.is_gone = False
