@@ -4,6 +4,7 @@
     python docs/examples/source_census.py src tests     your own code
     python docs/examples/source_census.py --check       is the result the same as without a pool?
     python docs/examples/source_census.py --compare     how long does multiprocessing.Pool take?
+    python docs/examples/source_census.py --on slurm    the same elsewhere; also: mpi, or machines for ssh, as h1,h2
 
 For each package: size, functions, classes, how much is documented, how complex it is; then the most complex functions,
 functions that exist several times but for the names of their variables, and what is called and imported most.
@@ -31,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import distpool
 
@@ -167,10 +168,20 @@ def census_here(paths: list[str]) -> Iterable[Report]:
         yield from map(examine, paths)
 
 
-def census_with_pool(paths: list[str], workers: int | None) -> Iterable[Report]:
+def census_with_pool(paths: list[str], workers: int | None, where: str = "") -> Iterable[Report]:
     """The same in worker processes; reports come as they are ready."""
-    with distpool.WorkerPool(processes=workers, initializer=be_quiet) as pool:
+    with distpool.WorkerPool(**whose(workers, where), initializer=be_quiet) as pool:
         yield from pool.imap_unordered(examine, paths)
+
+
+def whose(workers: int | None, where: str) -> dict[str, Any]:
+    """What the pool is told of its workers: local ones, those of an engine, or machines."""
+    engines = {"mpi": distpool.MPIManager, "slurm": distpool.SlurmManager}
+    if not where:
+        return {"processes": workers}
+    if where in engines:
+        return {"manager": engines[where](workers or 4)}
+    return {"machines": [(machine, workers or "auto") for machine in where.split(",")]}
 
 
 def census_with_multiprocessing(paths: list[str], workers: int | None, chunksize: int = 1) -> Iterable[Report]:
@@ -337,6 +348,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A census of Python source code, taken by a pool of processes.")
     parser.add_argument("paths", nargs="*", type=Path, help="folders or files (default: this Python's own)")
     parser.add_argument("--workers", type=int, help="processes (default: one per usable core; 0: none)")
+    parser.add_argument("--on", default="", metavar="WHERE", help="mpi, slurm, or machines as h1,h2 (default: here)")
     parser.add_argument("--limit", type=int, default=5000, help="read at most so many files (default 5000; 0: all)")
     parser.add_argument("--top", type=int, default=10, help="lines per table (default 10)")
     parser.add_argument("--least", type=int, default=8, help="least lines of a near duplicate (default 8)")
@@ -383,7 +395,7 @@ def main() -> None:
     paths = found[: options.limit or None]
     if len(paths) < len(found):
         say(f"{len(found):,} files found, the first {len(paths):,} are read (--limit)")
-    census = census_here(paths) if options.workers == 0 else census_with_pool(paths, options.workers)
+    census = census_here(paths) if options.workers == 0 else census_with_pool(paths, options.workers, options.on)
     reports, seconds = timed(lambda: with_progress(census, len(paths)))
     say(f"{len(reports):,} files in {seconds:.2f} s, {len(reports) / seconds:,.0f} per second")
     print_report(reports, roots, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -109,6 +110,14 @@ def test_a_pool_over_mpi(any_launcher: list[str], eventually: Callable[..., None
             pool.submit(jobs.kill_self).result()
         eventually(lambda: len(pool.workers()) == 2)
         assert pool.map(jobs.square, range(1000)) == [x * x for x in range(1000)]
+
+
+def test_the_example_over_mpi(any_launcher: list[str], tmp_path: Path) -> None:
+    """The census has the same result as in one process."""
+    (tmp_path / "mpiexec").write_text(f'#!/bin/sh\nexec {shlex.join(any_launcher)} "$@"\n')
+    (tmp_path / "mpiexec").chmod(0o755)
+    there, here = engines.census("mpi", path=str(tmp_path))
+    assert there == here
 
 
 def test_ranks_that_cannot_start(any_launcher: list[str]) -> None:

@@ -159,6 +159,16 @@ def test_a_pool_over_jobs(cluster: slurm.Slurm, tmp_path: Path, eventually: Even
         eventually(lambda: len(pool.workers()) == 2)
 
 
+@pytest.mark.parametrize("prefix", [[], ["salloc", "-Q", "-n", "2"]], ids=["sbatch", "srun"])
+def test_the_example_over_slurm(
+    cluster: slurm.Slurm, prefix: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The census has the same result as in one process."""
+    monkeypatch.chdir(tmp_path)
+    there, here = engines.census("slurm", prefix=prefix)
+    assert there == here
+
+
 def test_a_job_that_waits(cluster: slurm.Slurm, tmp_path: Path) -> None:
     """The error has its state, and it is cancelled; with at_least=0 it may wait, until the manager is closed."""
     manager = distpool.SlurmManager(1, begin="now+3600")

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+
+EXAMPLE = Path(__file__).parent.parent.parent / "docs" / "examples" / "source_census.py"
 
 
 def require(engine: str, missing: str) -> None:
@@ -20,6 +25,19 @@ def require(engine: str, missing: str) -> None:
     if engine in os.environ.get("DISTPOOL_ENGINES", "").split():
         pytest.fail(f"{engine} was installed for these tests, but: {missing}")
     pytest.skip(missing)
+
+
+def census(where: str, *, prefix: Sequence[str] = (), path: str = "") -> tuple[str, str]:
+    """Run the main example over these tests' own files, there and in one process; return both reports."""
+    command = [sys.executable, str(EXAMPLE), str(Path(__file__).parent)]
+    environ = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run(*prefix, *command, "--workers", "2", "--on", where), run(*command, "--workers", "0")
 
 
 def mpi_launchers() -> dict[str, list[str]]:
