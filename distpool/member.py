@@ -386,8 +386,13 @@ class Member:
 
     def answer_of(self, reply: Reply) -> Frame:
         """Return the answer that has arrived, or raise what came instead."""
-        if reply.error is not None:
-            raise reply.error
+        error, reply.error = reply.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # They would keep each other, and all that was at hand here, until a garbage collection.
+                del error
         frame = reply.frame
         assert frame is not None
         return frame
@@ -396,16 +401,14 @@ class Member:
         """Open a RESULT: return its value, or raise the exception it carries as a RemoteException."""
         if not frame.flags & m.FLAG_ERROR:
             return self.open(frame)
-        if frame.error is not None:
-            raise frame.error
+        frame.raise_error()
         with self.opening():
             captured = load_exception(frame.body, frame.buffers)
         raise remote_exception(peer.pid, captured) from captured.ex
 
     def open(self, frame: Frame) -> Any:
         """Open a payload here and now, for the one who asked for it."""
-        if frame.error is not None:
-            raise frame.error
+        frame.raise_error()
         with self.opening():
             return load(frame.body, frame.buffers)
 

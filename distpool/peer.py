@@ -22,7 +22,17 @@ from distpool.errors import RemoteProtocolError
 from distpool.interrupts import DeferredInterrupt
 from distpool.light import TYPE_CHECKING, Any, Final, Protocol, socket
 from distpool.messages import FLAG_GLOBALS, FLAG_REFS
-from distpool.pickling import Parcel, Received, SentGlobals, duplicates, is_attachment, peel, peel_beside, wrap
+from distpool.pickling import (
+    Parcel,
+    Received,
+    SentGlobals,
+    detached,
+    duplicates,
+    is_attachment,
+    peel,
+    peel_beside,
+    wrap,
+)
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Buffer, Frame, FrameParser, encode
 
@@ -428,7 +438,7 @@ class Peer:
                 with self._references.opening():
                     frame.body, frame.buffers = peel_off(FLAG_GLOBALS, frame.body, frame.buffers, self.sent_globals)
         except Exception as error:  # the user's objects, or no memory
-            frame.error = error
+            frame.error = detached(error)
 
     def _attach(self, frame: Frame) -> None:
         """Put the descriptors that came along in their places."""

@@ -102,9 +102,13 @@ class RemoteRef:
                     member.reader.wait(answer)
         if not answer.done:
             raise TimeoutError(f"{self!r}: {op} had no answer within {timeout} seconds")
-        if not answer.ok:
-            raise answer.value
-        return answer.value
+        value, answer.value = answer.value, None
+        if answer.ok:
+            return value
+        try:
+            raise value
+        finally:
+            del value  # it would keep itself, and all that was at hand here, until a garbage collection
 
     def _go_along(self, claim: Claim | None) -> None:
         """This reference is being pickled: whoever gets it counts as one who holds it."""
@@ -415,7 +419,8 @@ class RemoteChannel(RemoteRef, Generic[T]):
         if reach is None:
             channel = None if args else self._own_channel()
             item = NOTHING if channel is None else channel.try_take(NOTHING)
-            if isinstance(item, RemoteException):  # raised, and not returned, whoever takes it
+            # It is raised, and not returned, whoever takes it. The first question is the cheap one.
+            if isinstance(item, BaseException) and isinstance(item, RemoteException):
                 raise item
             return item
         if args:

@@ -82,6 +82,18 @@ class Frame:
         self.descriptor = -1  # that came along; whoever acts on the message owns it
         self.error: BaseException | None = None  # why the payload cannot be opened, when that is known already
 
+    def raise_error(self) -> None:
+        """Raise the reason why the payload cannot be opened, if one is known.
+
+        Only once: the two would keep each other, and the references in the message, until a garbage collection.
+        """
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+
     @property
     def rrid(self) -> RRID:
         """The reference that this message is about."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,9 @@ from conformance import deeds
 
 import distpool
 from distpool import CachingPool, Channel, Future, RemoteChannel, WorkerPool, myid, remotecall, remotecall_fetch
+from distpool.member import default_member
+from distpool.messages import RRID
+from distpool.store import TOMBSTONES
 from support import jobs
 
 if TYPE_CHECKING:
@@ -169,3 +175,112 @@ def test_failed_calls_leave_no_result(workers: StartWorkers, eventually: Eventua
         gate.put(0)
     assert remotecall_fetch(myid, worker) == worker
     eventually(lambda: not gate.isready() and are_back(before, counts([worker])))
+
+
+def tell_and_die(kept: RemoteChannel[Any], pids: list[int]) -> None:
+    """Runs in a worker: as if it were killed between its news that others get a reference and the message itself."""
+    member = default_member()
+    assert kept._claim is not None
+    for pid in pids:
+        member.books.announce([kept._claim], pid)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def give_and_die(kept: RemoteChannel[Any], to: RemoteChannel[Any]) -> None:
+    """Runs in a worker: as if its news were lost when it was killed, and the message itself not."""
+    books = default_member().books
+    books.announce = lambda claims, pid: None  # type: ignore[method-assign]
+    to.put(kept)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ask(ref: RemoteChannel[Any]) -> bool:
+    """Runs in a worker: use a reference."""
+    return ref.isready()
+
+
+@pytest.mark.parametrize("owner_is_me", [True, False], ids=["here", "worker"])
+def test_giver_dies_before_its_message(workers: StartWorkers, eventually: Eventually, owner_is_me: bool) -> None:
+    """Nobody keeps what was announced and never came; what did come is kept."""
+    w1, w2, w3 = workers(3)
+    owner = 1 if owner_is_me else w1
+    before = counts([1, w1])
+    kept: RemoteChannel[int] = RemoteChannel(lambda: Channel(1), owner)
+    assert not remotecall_fetch(ask, w2, kept)
+    remotecall_fetch(deeds.append, w3, kept)
+    with pytest.raises(distpool.ProcessExitedException):
+        remotecall_fetch(tell_and_die, w2, kept, [1, w1, w3])
+    rrid = tuple(distpool.remoteref_id(kept))
+    del kept
+    eventually(lambda: remotecall_fetch(holders, owner, rrid) == [w3])
+    remotecall_fetch(deeds.kept, w3)
+    eventually(lambda: are_back(before, counts([1, w1])))
+
+
+def holders(rrid: tuple[int, int]) -> list[int]:
+    """Runs at the owner: who holds a reference."""
+    return sorted(default_member().store.clients(RRID(*rrid)))
+
+
+def test_giver_dies_after_its_message(workers: StartWorkers, eventually: Eventually) -> None:
+    """A reference whose owner was not told of it is given back all the same, and leaves nothing."""
+    w1, w2 = workers(2)
+    before = counts([w1])
+    mailbox: RemoteChannel[Any] = RemoteChannel(lambda: Channel(1))
+    kept: RemoteChannel[int] = RemoteChannel(lambda: Channel(1), w1)
+    kept.put(1)
+    with pytest.raises(distpool.ProcessExitedException):
+        remotecall_fetch(give_and_die, w2, kept, mailbox)
+    assert mailbox.take() is kept
+    assert kept.take() == 1
+    del kept
+    eventually(lambda: are_back(before, counts([w1])))
+
+
+def call_and_drop(pid: int, count: int) -> None:
+    """Runs in a worker: many calls whose results nobody wants."""
+    for _ in range(count):
+        remotecall(jobs.identity, pid, None)
+
+
+def test_calls_between_workers_leave_no_result(workers: StartWorkers, eventually: Eventually) -> None:
+    """Their results are given up sooner than the calls are read, and an owner does not remember all it released."""
+    w1, w2 = workers(2)
+    before = counts([w1])
+    gate: RemoteChannel[int] = RemoteChannel(lambda: Channel(1))
+    holding = remotecall(deeds.wait_then_return, w1, gate, None)
+    remotecall_fetch(call_and_drop, w2, w1, 2 * TOMBSTONES)
+    gate.put(0)
+    holding.fetch()
+    assert remotecall_fetch(remotecall_fetch, w2, myid, w1) == w1  # behind all of them
+    eventually(lambda: are_back(before, counts([w1])))
+
+
+def end_with(ref: Any) -> None:
+    """Runs in a worker: its end, instead of an answer."""
+    jobs.kill_self()
+
+
+def test_failures_keep_no_references(workers: StartWorkers, eventually: Eventually) -> None:
+    """What went along with a call that failed is given back without a garbage collection."""
+    (worker,) = workers(1)
+    before = counts([1])
+    gc.disable()
+    try:
+        for _ in range(3):
+            closed: RemoteChannel[int] = RemoteChannel(lambda: Channel(1))
+            with pytest.raises(distpool.RemoteException):
+                remotecall_fetch(fail_with, worker, closed)
+            closed.close()
+            with pytest.raises(distpool.ChannelClosedError):
+                closed.put(1)
+            with pytest.raises(distpool.ChannelClosedError):
+                remotecall_fetch(distpool.take, worker, closed)
+            with pytest.raises(TimeoutError):
+                Future().fetch(timeout=0)
+        with pytest.raises(distpool.ProcessExitedException):
+            remotecall_fetch(end_with, worker, closed)
+        del closed
+        eventually(lambda: are_back(before, counts([1])))
+    finally:
+        gc.enable()

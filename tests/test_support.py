@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import RunScript, StartScript
 
+from distpool.threads import CallThreads
 from support.leaks import MARK, Census, eventually, leaked_since
 
 # A script that ends and leaves a process behind.
@@ -78,6 +82,34 @@ def test_call_threads_may_idle_but_not_work(census: Callable[[], Census], gate: 
     eventually(lambda: census().leaked_since(before) == ["thread caller"])
     gate.set()
     assert leaked_since(before, patience=2) == []
+
+
+class Token:
+    """Something that can be looked for."""
+
+
+def hold(token: Token, done: threading.Event) -> None:
+    """Runs in a call thread."""
+    done.set()
+
+
+def test_a_census_keeps_nothing(census: Callable[[], Census]) -> None:
+    """Counting looks at what all threads are doing, and lets go of it at once, without a garbage collection."""
+    threads, freed = CallThreads("distpool call"), threading.Event()
+    done = threading.Event()
+    threads.run(done.set)
+    assert done.wait(30)
+    eventually(lambda: threads._idle)
+    gc.disable()
+    try:
+        census()
+        token = Token()
+        weakref.finalize(token, freed.set)
+        threads.run(partial(hold, token, done))
+        del token
+        assert freed.wait(10)
+    finally:
+        gc.enable()
 
 
 def test_threads_are_found(census: Callable[[], Census], gate: threading.Event) -> None:

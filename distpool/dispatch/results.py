@@ -64,8 +64,7 @@ class Results:
     def _opened(self, shipment: Shipment, frame: Frame, count: int) -> list[Any]:
         """Return results: plain ones opened here (no strange code can run), the others still to be opened."""
         try:
-            if frame.error is not None:
-                raise frame.error
+            frame.raise_error()
             if not frame.flags & m.FLAG_APART:
                 with self._member.opening():
                     values: list[Any] = load(frame.body, frame.buffers)

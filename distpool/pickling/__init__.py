@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from .captured import capture, dump_exception, load_exception
 from .descriptors import Descriptor, Received, duplicates, is_attachment
+from .exception_state import detached
 from .functions import mentioned_names, shipped_namespace
 from .globals_ import SentGlobals, peel, peel_beside, unwrap, wrap
 from .importable import note_spread
@@ -47,6 +48,7 @@ __all__ = [
     "SentGlobals",
     "ShippedGlobal",
     "capture",
+    "detached",
     "dump",
     "dump_arguments",
     "dump_exception",

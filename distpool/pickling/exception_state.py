@@ -131,6 +131,12 @@ def set_exception_state(exception: BaseException, state: tuple[Any, ...]) -> Non
     _set_chain(exception, *chain)
 
 
+def detached(error: BaseException) -> BaseException:
+    """The same exception with a traceback that keeps nothing alive: it may be kept beside what it is about."""
+    frames = flatten(error.__traceback__)
+    return error.with_traceback(rebuild(frames) if frames else None)
+
+
 def make_by_own_rule(maker: Any, arguments: tuple[Any, ...]) -> Any:
     """What the class's own ``__reduce__`` asks for."""
     return maker(*arguments)

@@ -195,6 +195,9 @@ def _threads() -> tuple[dict[int, str], dict[int, str], int]:
     From the interpreter's frames, so that threads started below `threading` are included.
     """
     everything = sys._current_frames()
+    # Our own frame holds this table: in a cycle it would keep what each thread has at hand, such as the references in
+    # its last job, until a garbage collection.
+    del everything[threading.get_ident()]
     frames = {ident: frame for ident, frame in everything.items() if not _is_idle(frame)}
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     skipped = {threading.get_ident(), threading.main_thread().ident}
