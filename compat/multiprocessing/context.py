@@ -99,7 +99,7 @@ class DefaultContext(_Factories):
 
 
 default = DefaultContext()
-active_children = default.active_children
+active_children: Callable[[], list[Any]] = default.active_children
 
 
 def __getattr__(name: str) -> Any:

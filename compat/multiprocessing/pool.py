@@ -107,8 +107,15 @@ class Pool(standard.Pool):
     # -- one call ------------------------------------------------------------------------------------------------
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
-        """Return ``func(*args, **kwds)``, computed by a worker; waits for it."""
-        return self.apply_async(func, args, kwds).get()
+        """Return ``func(*args, **kwds)``, computed by a worker; waits for it. Ctrl-C stops the call."""
+        result = self.apply_async(func, args, kwds)
+        try:
+            return result.get()
+        except KeyboardInterrupt:
+            if not result.ready():  # else it is the call's own
+                result.is_unwanted = True
+                self._native.stop_call(result)
+            raise
 
     def apply_async(
         self,

@@ -38,6 +38,7 @@ class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard l
         self._pool: Pool | None = pool  # which must not end before
         self._callback = callback
         self._error_callback = error_callback
+        self.is_unwanted = False
         self._outcome: Any = _PENDING
         self._waiters: list[distpool.Waiter] | None = None
         self._success = True
@@ -104,14 +105,14 @@ class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard l
 
     def leave(self) -> bool:
         """It is about to be sent."""
-        return True
+        return not self.is_unwanted
 
     def come_back(self) -> None:
         """It waits again."""
 
     def cancelled(self) -> bool:
-        """Never: the standard library cannot do that."""
-        return False
+        """Only by Ctrl-C in ``apply``; the standard library has no way to do it."""
+        return self.is_unwanted
 
     def resolve(self, outcome: Any) -> None:
         """Take what became of it; first the callback, if there is one, then it is ready."""

@@ -142,8 +142,12 @@ def _shared_memory(memory: Any) -> tuple[Any, ...]:
 
 def attach(kind: Any, name: str) -> Any:
     """A block of shared memory, or a list in one, which another process looks after."""
-    from .worker import guests
+    from multiprocessing import resource_tracker
 
+    from .worker import guests, share_tracker
+
+    if distpool.myid() != 1:  # globals of a script come before the worker is told who it is
+        share_tracker(resource_tracker)
     outer, guests.arrive = guests.arrive, True
     try:
         return kind(name=name)

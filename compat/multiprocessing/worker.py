@@ -187,9 +187,11 @@ def share_tracker(resource_tracker: Any) -> None:
     """Let this process use the driver's resource tracker.
 
     One of its own would end with the worker, and take the worker's shared memory with it. What has come from the driver
-    (``travel``) is the driver's to look after, and not even told of.
+    (``travel``) is the driver's to look after, and not even told of. Harmless to repeat.
     """
     tracker, own_pid = resource_tracker._resource_tracker, os.getpid()
+    if "_send" in vars(tracker):
+        return
     ensure_running, send = tracker.ensure_running, tracker._send
 
     def ensure_shared() -> None:
