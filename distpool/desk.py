@@ -33,6 +33,7 @@ NOTHING: Final[Any] = object()  # "no item", which None is not
 INFINITE: Final = float("inf")
 # After how many puts the shelf is looked at. With fewer each would pay for it, with more a quick taker finds it empty.
 PUTS_PER_STOCKING: Final = 8
+PUTS_AT_FULL: Final = 64  # when it was full
 # How many items are laid on the shelf at once: a few, so that a taker who waits has the first of many soon.
 ITEMS_AT_ONCE: Final = 16
 
@@ -124,6 +125,7 @@ class Desk(Generic[T]):
         self._shelf: Shelf | None = None
         self._inboxes: tuple[Inbox, ...] = ()
         self._unstocked = 0  # puts since the shelf was looked at
+        self._stock_after = PUTS_PER_STOCKING  # so many
 
     # -- the asynchronous form
 
@@ -220,8 +222,10 @@ class Desk(Generic[T]):
     def _lay_some(self, shelf: Shelf) -> bool:
         """Lays a few items on the shelf, so that takers need not wait for all; False when nothing was laid."""
         with self._lock:
+            room = shelf.room()
             self._unstocked = 0
-            fresh = list(islice(self._items, min(shelf.room(), ITEMS_AT_ONCE)))
+            self._stock_after = PUTS_PER_STOCKING if room else PUTS_AT_FULL
+            fresh = list(islice(self._items, min(room, ITEMS_AT_ONCE)))
         packed: list[bytes] = []
         for item in fresh:  # under no lock: it may be the user's code that runs
             record = shelf.pack(item)
@@ -245,7 +249,7 @@ class Desk(Generic[T]):
         if self._shelf is None or not self._items:
             return False
         self._unstocked += 1
-        return self._unstocked >= PUTS_PER_STOCKING
+        return self._unstocked >= self._stock_after
 
     # -- under the lock, all below
 
@@ -359,7 +363,7 @@ class Desk(Generic[T]):
         if self._shelf is None or not self._shelf.has_untold():
             return []
         self._recall()
-        self._unstocked = PUTS_PER_STOCKING
+        self._unstocked = PUTS_AT_FULL
         return self._admit()
 
     def _count(self) -> int:

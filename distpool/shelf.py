@@ -24,17 +24,23 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from struct import Struct
 
 from distpool.desk import NOTHING
 from distpool.light import Any, Final, pickle
+from distpool.pickling import dump_flat
 
-# A pipe holds 64 KiB by default, so 128 records: enough that a request for more is rare. Larger items cost their own
-# copying anyway.
+# Enough that to be told to lay out more is rare. Larger items cost their own copying anyway.
 RECORD_BYTES: Final = 512
 RECORDS: Final = 128
-_NUMBER_BYTES: Final = 8
-BODY_BYTES: Final = RECORD_BYTES - _NUMBER_BYTES - 1
+# A pipe holds pages, which are seldom full: with four times what the records need they never run out. Where the kernel
+# refuses that (it has a limit for each user), it holds 16 pages, and fewer records.
+PIPE_BYTES: Final = 4 * RECORDS * RECORD_BYTES
+BODY_BYTES: Final = RECORD_BYTES - 9
 _MARK: Final = BODY_BYTES  # where it stands: 1 if whoever takes the record must tell the owner
+_RECORD: Final = Struct(f"<{BODY_BYTES}sBQ")
+_NUMBER: Final = Struct("<Q")
 # What a pipe takes in one piece or not at all.
 _RECORDS_AT_ONCE: Final = max(1, select.PIPE_BUF // RECORD_BYTES)
 # The owner takes from its own shelf what others could take faster: after so many in a row nobody else seems to.
@@ -53,8 +59,8 @@ class Shelf:
     """The owner's side.
 
     Args:
-        pack: pickles an item of so many bytes at most, or returns None for one that cannot lie here (larger, or with
-            references in it), no bytes for one that cannot be pickled just now.
+        pack: pickles what is not flat, in so many bytes at most; returns None for what cannot lie here (larger, or with
+            references in it), no bytes for what cannot be pickled just now.
 
     >>> shelf = Shelf(lambda item, limit: pickle.dumps(item))
     >>> shelf.lay(["a", "b"], [shelf.pack("a"), shelf.pack("b")], tell=False, is_last=True)
@@ -69,6 +75,9 @@ class Shelf:
         self._pack = pack
         self._out = self._in = -1
         self._out, self._in = os.pipe()
+        with suppress(AttributeError, OSError):  # only on Linux; not allowed
+            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._most = RECORDS
         os.set_blocking(self._out, False)  # for all who have it
         os.set_blocking(self._in, False)
         self._laid: deque[Any] = deque()  # the objects; some at the left may have been taken by others
@@ -104,10 +113,12 @@ class Shelf:
 
     def _note_taken(self, left: int) -> None:
         """Forget the objects that others have taken; so many are left."""
-        for _ in range(len(self._laid) - left):
-            self._laid.popleft()
-            self._first += 1
+        taken = len(self._laid) - left
+        if taken:
+            self._first += taken
             self._vain = 0
+            for _ in range(taken):
+                self._laid.popleft()
 
     def room(self) -> int:
         """Return how many more to lay out: none while nobody but the owner seems to take them."""
@@ -116,9 +127,9 @@ class Shelf:
         if self._pauses:
             self._pauses -= 1
             return 0
-        if len(self._laid) > RECORDS // 2:
+        if len(self._laid) > self._most // 2:
             self._note_taken(self.count())
-        return RECORDS - len(self._laid)
+        return max(0, self._most - len(self._laid))
 
     def take(self) -> Any:
         """Take the first one; NOTHING if there is none."""
@@ -129,7 +140,7 @@ class Shelf:
         except BlockingIOError:
             self._note_taken(0)
             return NOTHING
-        number = int.from_bytes(record[-_NUMBER_BYTES:], "little")
+        (number,) = _NUMBER.unpack_from(record, _MARK + 1)
         self._note_taken(len(self._laid) - (number - self._first))
         self._vain += 1
         self._first += 1
@@ -156,11 +167,10 @@ class Shelf:
 
     def pack(self, item: Any) -> bytes | None:
         """Pickle an item; None if it cannot lie here, or not now."""
-        body = self._pack(item, BODY_BYTES)
+        body = dump_flat(item, BODY_BYTES) or self._pack(item, BODY_BYTES)
         if body is None:
             self._pauses = PAUSES  # most likely the next ones cannot either: they are not to be pickled twice each
-            return None
-        return body.ljust(BODY_BYTES, b"\0") if body else None
+        return body or None
 
     def lay(self, items: Sequence[Any], packed: Sequence[bytes], tell: bool, is_last: bool) -> int:
         """Lay out as many as there is room for; return how many. See `desk.Shelf`."""
@@ -168,17 +178,18 @@ class Shelf:
         while laid < len(items):
             group = packed[laid : laid + _RECORDS_AT_ONCE]
             number = self._first + len(self._laid)
-            records = bytearray()
-            for place, body in enumerate(group, number):
+            records = [
                 # Half a shelf before the end is in time to lay out more.
-                is_marked = tell or (not is_last and place % (RECORDS // 2) == 0)
-                records += body + (b"\1" if is_marked else b"\0") + place.to_bytes(_NUMBER_BYTES, "little")
+                _RECORD.pack(body, tell or (not is_last and place % (RECORDS // 2) == 0), place)
+                for place, body in enumerate(group, number)
+            ]
             self._laid.extend(items[laid : laid + len(group)])  # before anybody can take them
             try:
-                os.write(self._in, records)
+                os.write(self._in, b"".join(records))
             except BlockingIOError:  # its pages are not filled evenly
                 for _ in group:
                     self._laid.pop()
+                self._most = max(RECORDS // 8, len(self._laid))
                 break
             laid += len(group)
             if not tell:

@@ -190,7 +190,9 @@ class Shortcuts:
 
     def _pack(self, channel: ref[Channel[Any]], traffic: _Traffic, item: object, limit: int) -> bytes | None:
         """Pickle an item for whoever takes it; None if it cannot go that way, no bytes if not in this thread."""
-        if self._reader.is_leading and not is_plain(item):
+        if is_plain(item):
+            return dump_small(item, limit)
+        if self._reader.is_leading:
             self._stock_aside(channel(), traffic)
             return b""
         if isinstance(item, RemoteException):  # it is raised at the taker

@@ -140,10 +140,21 @@ def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any], to: int
         raise explain_arguments(arguments, keywords, error.__cause__) from error.__cause__
 
 
+def dump_flat(value: Any, limit: int) -> bytes | None:
+    """The body of ``dump``, for atoms and small built-in containers of them; None for all else, and beyond the limit.
+
+    Neither this nor opening it runs any code.
+    """
+    if (type(value) not in _ATOMS and not _is_flat(value)) or (type(value) in _TEXTS and len(value) > limit):
+        return None
+    body = pickle.dumps(value, 5)
+    return body if len(body) <= limit else None
+
+
 def dump_small(value: object, limit: int, to: int = 0) -> bytes | None:
     """The body of ``dump``, for what needs nothing beside it and takes ``limit`` bytes at most; None for all else."""
     if type(value) in _ATOMS or _is_flat(value):
-        return _flat_bytes(value, limit)
+        return dump_flat(value, limit)
     parcel = _lone(value, to)
     return parcel.body if parcel is not None and len(parcel.body) <= limit else None
 
@@ -154,7 +165,7 @@ def dump_bare(value: object, limit: int) -> bytes | None:
     Returns no bytes for something that might not, though others of its kind do.
     """
     if type(value) in _ATOMS or _is_flat(value):
-        return _flat_bytes(value, limit)
+        return dump_flat(value, limit)
     parcel = _lone(value, 0)
     if parcel is None or parcel.foreign or len(parcel.body) > limit:
         return None
@@ -163,13 +174,6 @@ def dump_bare(value: object, limit: int) -> bytes | None:
 
 # Opcodes that ask for a class or function (STACK_GLOBAL and EXT1 to 4). The same bytes may be part of a number or text.
 _LOOKUPS: Final = (b"\x93", b"\x82", b"\x83", b"\x84")
-
-
-def _flat_bytes(value: Any, limit: int) -> bytes | None:
-    if type(value) in _TEXTS and len(value) > limit:
-        return None
-    body = pickle.dumps(value, 5)
-    return body if len(body) <= limit else None
 
 
 def _lone(value: object, to: int) -> Parcel | None:
