@@ -32,6 +32,7 @@ from distpool.cookie import cluster_cookie
 from distpool.credentials import learn_secrets
 from distpool.door import Introduction, receive_answer
 from distpool.errors import HandshakeError
+from distpool.forkserver.newborn import text_stream
 from distpool.listening import look_like, read_cookie
 from distpool.managers.interface import worker_timeout
 from distpool.tcp import Conversation, dial, greet, parse_bind_to, secured
@@ -50,6 +51,7 @@ def dial_back(address: str, ticket: str, *, cookie_file: str | None = None, iden
     of the launch's workers this is, by default what the launcher's environment says.
     """
     deadline = Deadline(worker_timeout())
+    _take_standard_numbers()
     cluster_cookie(read_cookie(deadline) if cookie_file is None else _cookie_in(cookie_file))
     facts = {"ticket": ticket, "host": socket.gethostname(), "ident": rank() if ident is None else ident}
     stream, answer = _call_on(address, facts, deadline)
@@ -108,23 +110,30 @@ def _output_stream(address: str, ticket: str, answer: dict[str, Any], deadline: 
     return stream
 
 
+def _take_standard_numbers() -> None:
+    """Have no connection become descriptor 0, 1 or 2 where the engine has closed those."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+
+
 def _redirect(output: Conversation | None) -> None:
     """Put the null device on standard input, and the connection on standard output and error."""
     if output is not None and not isinstance(output, socket.socket):
         output = _encrypting(output)
     null = os.open(os.devnull, os.O_RDWR)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for text in (sys.stdout, sys.stderr):
+        if text is not None:
+            text.flush()
     os.dup2(null, 0)
     for number in (1, 2):
         os.dup2(null if output is None else output.fileno(), number)
-    if null > 2:
-        os.close(null)
+    os.close(null)
     if output is not None:
         output.close()
-    for text in (sys.stdout, sys.stderr):
-        if hasattr(text, "reconfigure"):  # by lines, in one encoding for all: the driver reads it, not a terminal
-            text.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    # New ones: those that Python has made remember what they were opened on, a file perhaps, and seek in it.
+    sys.stdout = sys.__stdout__ = text_stream(1)  # type: ignore[misc]  # Final for typeshed only
+    sys.stderr = sys.__stderr__ = text_stream(2)  # type: ignore[misc]
 
 
 def _encrypting(output: Conversation) -> socket.socket:

@@ -484,6 +484,24 @@ def test_output_is_shown_for_each_worker(engine: Callable[..., Here], capfd: pyt
     _await_line(capfd, f"From worker {second}:\tand the other")
 
 
+def test_where_the_engine_sends_output_does_not_matter(
+    engine: Callable[..., Here], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A file, as batch systems have it, or nothing at all."""
+
+    class IntoFiles(Here):
+        def start(self, launch: Any) -> None:
+            self.launches.append(launch)
+            for words in (f"> {tmp_path}/log 2>&1", ">&- 2>&-"):
+                command = f'exec "$@" {words}'
+                self.processes.append(worker("sh", "-c", command, "sh", *launch.command(), secret=launch.secret))
+
+    pids = distpool.addprocs(engine(2, kind=IntoFiles), timeout=30)
+    for pid in pids:
+        distpool.remotecall_fetch(print, pid, "heard all the same")
+        _await_line(capfd, f"From worker {pid}:\theard all the same")
+
+
 def test_much_output(engine: Callable[..., Here], capfd: pytest.CaptureFixture[str]) -> None:
     """More than is taken at a time comes complete and in order."""
     (pid,) = distpool.addprocs(engine(1), output="raw", timeout=30)

@@ -95,8 +95,8 @@ def _live(fds: Sequence[int], setup: dict[str, Any], page: object) -> int:
         os.dup2(fd, number)
     for fd in outputs:
         os.close(fd)
-    sys.stdout = sys.__stdout__ = _text_stream(1)  # type: ignore[misc]  # Final for typeshed only
-    sys.stderr = sys.__stderr__ = _text_stream(2)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = text_stream(1)  # type: ignore[misc]  # Final for typeshed only
+    sys.stderr = sys.__stderr__ = text_stream(2)  # type: ignore[misc]
     if (directory := setup.get("cwd")) is not None:
         os.chdir(directory)
     for name, value in (setup.get("env") or {}).items():
@@ -114,7 +114,7 @@ def _live(fds: Sequence[int], setup: dict[str, Any], page: object) -> int:
     return 0
 
 
-def _text_stream(fd: int) -> TextIOWrapper:
+def text_stream(fd: int) -> TextIOWrapper:
     """Open stdout or stderr by lines, in one encoding for all: the driver reads it, not a terminal or a file.
 
     The old objects stay usable by modules that were preloaded and hold them; they are unbuffered.
