@@ -82,8 +82,8 @@ class Inbox:
 
     def open(self) -> tuple[int, int]:
         """Begin, and return the other side's descriptors: to put with, and for places (-1 without a limit)."""
-        far, self._far = self._far, -1
         places = os.dup(self._places_out) if self.has_limit else -1
+        far, self._far = self._far, -1
         self._reader.register(self)
         return far, places
 

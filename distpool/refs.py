@@ -353,7 +353,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
         the moment of copying is earlier: an object that the owner put and goes on changing comes as it was some time
         between put and take.
         """
-        item = self._take_quickly(args)
+        item = self._take_quickly(args, timeout is None or timeout > 0)
         return self._ask("take", args, timeout) if item is NOTHING else item  # type: ignore[no-any-return]
 
     def take_many(self, n: int, timeout: float | None = None) -> list[T]:
@@ -376,7 +376,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
 
     def try_take(self, default: D = None) -> T | D:  # type: ignore[assignment]
         """Remove and return the first item, or return ``default`` if there is none at this moment."""
-        item = self._take_quickly(())
+        item = self._take_quickly((), False)
         return self._at_once("take", (), default) if item is NOTHING else item  # type: ignore[no-any-return]
 
     def try_fetch(self, default: D = None) -> T | D:  # type: ignore[assignment]
@@ -413,7 +413,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
             if slot.is_over:
                 self._slot = None
 
-    def _take_quickly(self, args: tuple[Any, ...]) -> Any:
+    def _take_quickly(self, args: tuple[Any, ...], may_wait: bool) -> Any:
         """Take the first item where that needs no message; NOTHING where it needs one, or there is none."""
         reach = self._reach
         if reach is None:
@@ -425,7 +425,7 @@ class RemoteChannel(RemoteRef, Generic[T]):
             return item
         if args:
             return NOTHING
-        item = reach.take()
+        item = reach.take() if may_wait else reach.take(0)
         if item is NOTHING and reach.is_over:
             self._reach = None
         return item

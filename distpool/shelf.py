@@ -221,8 +221,11 @@ class Reach:
     def __del__(self) -> None:
         os.close(self._descriptor)
 
-    def take(self) -> Any:
-        """Take the first item, NOTHING if there is none. Looks some times, for as long as that pays off."""
+    def take(self, wait_ms: int = WAIT_MS) -> Any:
+        """Take the first item, NOTHING if there is none.
+
+        Looks again and waits for so many milliseconds, for as long as that pays off; with 0 only once.
+        """
         record = bytearray(RECORD_BYTES)
         try:
             # A pickle begins with 0x80: so an interrupt, at whatever line, finds out whether a record is here.
@@ -231,7 +234,7 @@ class Reach:
                     self.is_over = True
                     return NOTHING
             except BlockingIOError:
-                if not self._read_later(record):
+                if not wait_ms or not self._read_later(record, wait_ms):
                     return NOTHING
             item = pickle.loads(record)
         except Exception:  # what the item's own code raises: it was taken all the same
@@ -246,7 +249,7 @@ class Reach:
             self._tell(b"")
         return item
 
-    def _read_later(self, record: bytearray) -> bool:
+    def _read_later(self, record: bytearray, wait_ms: int) -> bool:
         if self._skips:
             self._skips -= 1
             return False
@@ -256,7 +259,7 @@ class Reach:
                 return True
         coming = select.poll()
         coming.register(self._descriptor, select.POLLIN)
-        if coming.poll(WAIT_MS) and self._read_now(record):
+        if coming.poll(wait_ms) and self._read_now(record):
             self._vain = 0
             return True
         self._vain += 1

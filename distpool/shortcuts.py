@@ -155,10 +155,13 @@ class Shortcuts:
             from distpool.inbox import Inbox  # only for channels that are used much; not on every system
 
             inbox = Inbox(channel, self._reader)
-            if not channel.listen_to(inbox):
-                return
             out, places = inbox.open()
         except (ImportError, AttributeError, OSError):  # no such sockets here, or no descriptors left: it goes without
+            return
+        if not channel.listen_to(inbox):  # it sees the end of the other side, and goes
+            for descriptor in (out, places):
+                if descriptor >= 0:
+                    os.close(descriptor)
             return
         if places >= 0:
             peer.send_descriptor(m.PLACES, rrid.id, places, rrid.whence)
