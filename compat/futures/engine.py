@@ -55,10 +55,10 @@ class Engine:
 
     def ready(self) -> distpool.WorkerPool:
         """Return the pool for one more call; its workers are started now if they have not been."""
-        if self._is_shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
         if _is_over:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._is_shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         if not self.has_begun:
             with self._lock:
                 if not self.has_begun:

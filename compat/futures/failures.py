@@ -39,6 +39,7 @@ def failure_of(
     the death of a worker is that of the executor. ``is_last``: the workers were ended on purpose.
     """
     error = outcome.exception()
+    error.__traceback__ = None  # frames of ours alone; they would hold the future, which will hold the error
     has_died = isinstance(error, distpool.ProcessExitedException) and not isinstance(error, distpool.RemoteException)
     if why_broken is not None and (error is why_broken or has_died):
         return broken(why_broken)

@@ -18,7 +18,7 @@ from typing import Any, Final
 import distpool
 
 from .engine import Engine
-from .failures import opened
+from .failures import broken, opened
 
 # Plain results that came in one message are small when they are so many, and are let go together: the loop that yields
 # them one by one is the interpreter's own, four times as fast. Arbitrary.
@@ -64,6 +64,13 @@ def results(engine: Engine, stream: distpool.ResultStream, ahead: Ahead | None, 
     return iterator
 
 
+def _as_standard(error: BaseException, why_broken: BaseException | None) -> BaseException:
+    """What the stream itself raises, as the standard library does."""
+    if error is why_broken:
+        return broken(error)
+    return concurrent.futures.TimeoutError() if isinstance(error, TimeoutError) else error  # another class before 3.11
+
+
 def _results(
     engine: Engine, stream: distpool.ResultStream, came: Iterator[list[Any]], ahead: Ahead | None
 ) -> Iterator[Any]:
@@ -72,12 +79,16 @@ def _results(
         while True:
             if ahead is not None:
                 ahead.read()
+            error: BaseException | None = None
+            several: list[Any] = []
             try:
                 several = next(came)
             except StopIteration:
                 return
-            except TimeoutError:
-                raise concurrent.futures.TimeoutError from None  # before 3.11 that is another class
+            except Exception as raised:
+                error = raised
+            if error is not None:
+                raise _as_standard(error, engine.pool.broken)
             if len(several) >= MANY and not isinstance(several[0], distpool.Outcome):
                 yield from several
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 import concurrent.futures.process
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool as BrokenProcessPool
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
     return getattr(concurrent.futures.process, name)
 
 
-class ProcessPoolExecutor(Executor):
+class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
     """``concurrent.futures.ProcessPoolExecutor`` that lives on when a worker dies, and takes any function.
 
     As the newest standard library's on every Python from 3.10. What is better:
@@ -166,8 +166,10 @@ class ProcessPoolExecutor(Executor):
         if buffersize is None:
             stream = pool.stream(fn, list(source), **options)
         else:
-            ahead = maps.Ahead(source, buffersize * per_chunk)
-            stream = pool.stream(fn, ahead, buffersize=buffersize * per_chunk, **options)
+            size = buffersize * per_chunk
+            ahead = maps.Ahead(source, size)
+            # A stream may go beyond its limit by less than a chunk; here that would be beyond what was read.
+            stream = pool.stream(fn, ahead, buffersize=size - per_chunk + 1, **options)
         return maps.results(self._engine, stream, ahead, timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -56,10 +56,12 @@ class ResultStream:
             try:
                 taken = [take()]  # in a list, for a generator keeps its variables: users may want to free it
             except IndexError:
+                taken = []
+            if not taken:  # not in the handler: Ctrl-C would come as something that happened while handling that
                 if job.is_finished:
                     break
                 if not self._dispatch.await_result(job, deadline):
-                    raise TimeoutError(f"{job.name}: the next result is not there, and the time is up") from None
+                    raise TimeoutError(f"{job.name}: the next result is not there, and the time is up")
                 continue
             if job.is_hungry:
                 pump(job)
