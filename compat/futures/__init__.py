@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from concurrent.futures import *  # noqa: F403
 
-    from .process import ProcessPoolExecutor as ProcessPoolExecutor  # type: ignore[assignment]  # ours takes its place
+    from .process import ProcessPoolExecutor as ProcessPoolExecutor
 
 __all__ = sorted({*concurrent.futures.__all__, "ProcessPoolExecutor"})
 

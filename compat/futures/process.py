@@ -198,7 +198,7 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         return False
 
     @property
-    def _processes(self) -> dict[int, Any] | None:
+    def _processes(self) -> dict[int, Any] | None:  # type: ignore[override]  # theirs is an attribute
         """The workers as process objects, by the system's ids: not public, but much used, to kill them."""
         engine = self._engine
         if not engine.is_running:
@@ -207,7 +207,7 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         return {worker.pid: worker for worker in workers if worker.pid is not None}
 
     @property
-    def _broken(self) -> str | bool:
+    def _broken(self) -> str | bool:  # type: ignore[override]  # likewise
         """Why it is broken, or False: not public, but looked at by programs that make themselves a new executor."""
         why = self._engine.pool.broken if self._engine.has_begun else None
         return False if why is None else str(broken(why))

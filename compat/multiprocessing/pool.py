@@ -54,6 +54,8 @@ class Pool(standard.Pool):
     ([1, 2], 32)
     """
 
+    _state = INIT  # looked at by __del__, whatever happens before there is another
+
     def __init__(
         self,
         processes: int | None = None,
@@ -62,7 +64,6 @@ class Pool(standard.Pool):
         maxtasksperchild: int | None = None,
         context: Any = None,
     ) -> None:
-        self._state = INIT  # looked at by __del__, whatever happens here
         if processes is not None and processes < 1:
             raise ValueError("Number of processes must be at least 1")
         if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
