@@ -21,6 +21,7 @@ from distpool.jobs import Job, Run
 from distpool.light import Any
 from distpool.member import Member
 from distpool.pickling import load
+from distpool.tallies import tasks_done
 from distpool.tasks import CALL
 from distpool.wire import Frame
 
@@ -52,6 +53,7 @@ class Results:
         is_last = bool(frame.flags & m.FLAG_LAST)
         if count:
             job.learn(count, frame.ref / 1e9)
+            tasks_done(count, frame.ref / 1e9)
         is_retired = self._ledger.progress(shipment, count, is_last)
         if count and not shipment.is_dropped:
             self._settle(shipment, start, self._opened(shipment, frame, count))

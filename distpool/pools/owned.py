@@ -32,6 +32,7 @@ from distpool.managers.local import LocalManager
 from distpool.member import Member
 from distpool.messages import DRIVER
 from distpool.refs import Future
+from distpool.tallies import tally
 from distpool.transport import Deadline
 
 # A pool gives up when so many workers per process died in a row before they finished anything.
@@ -100,6 +101,7 @@ class OwnedWorkers:
                     retire_workers(self._member, [pid])
                     raise failure
                 employed += self._employ(pid)
+            tally("workers_started", employed)
             expected = self.wanted if self._manager is None else len(pids)
             if employed < expected:  # some ended when they had just joined
                 with self._lock:
@@ -182,6 +184,8 @@ class OwnedWorkers:
 
     def departed(self, pid: int, had_place: bool, error: ProcessExitedException) -> None:
         """One is gone: another is to have its place. Told on the reading thread."""
+        if not self._is_ending and (had_place or pid in self._spares):  # else it was to end
+            tally("workers_died")
         if not self._replaces and had_place and not self._is_ending:
             self._dispatch.give_up(error)
             self.abandon()
@@ -235,7 +239,10 @@ class OwnedWorkers:
                     break
                 pid = self._spares.popleft()
                 self._vacancies -= 1
-            if not self._employ(pid):
+            if self._employ(pid):
+                tally("workers_started")
+                tally("workers_replaced")
+            else:
                 with self._lock:
                     self._vacancies += 1
         with self._lock:

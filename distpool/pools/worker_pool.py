@@ -25,6 +25,7 @@ from distpool.pools.handles import handle_of, register
 from distpool.pools.owned import OwnedWorkers
 from distpool.pools.promising import Promising
 from distpool.refs import Future
+from distpool.tallies import tally
 from distpool.transport import Deadline
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class WorkerPool(Promising):
                 how,
             )
             self._dispatch.is_replenished = True
+            tally("pools")
             if wait:
                 self._owned.start()
             else:
