@@ -96,6 +96,8 @@ if TYPE_CHECKING:
     from distpool.spawning import sync as sync
     from distpool.waiting import Waiter as Waiter
 
+    from distpool.tallies import Usage as Usage
+    from distpool.tallies import usage as usage
 # Every public name and the room that has it.
 _ROOMS = {
     "calls": ("remote_do", "remotecall", "remotecall_fetch", "remotecall_wait"),
@@ -162,6 +164,7 @@ _ROOMS = {
     "pools": (
         "AbstractWorkerPool",
         "CachingPool",
+    "tallies": ("Usage", "usage"),
         "ResultStream",
         "WorkerPool",
         "default_worker_pool",

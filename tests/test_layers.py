@@ -65,6 +65,7 @@ FLOORS = (
     ),
     (
         "futures",
+        "tallies",
         "jobs",
         "dispatch",
         "pools",
