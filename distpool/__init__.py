@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from distpool.listening import start_worker as start_worker
     from distpool.main_names import capture as capture
     from distpool.main_names import clear as clear
+    from distpool.managers.dask import DaskManager as DaskManager
     from distpool.managers.dialback import DialBackManager as DialBackManager
     from distpool.managers.interface import ClusterManager as ClusterManager
     from distpool.managers.interface import WorkerConfig as WorkerConfig
     from distpool.managers.interface import default_addprocs_params as default_addprocs_params
     from distpool.managers.local import LocalManager as LocalManager
     from distpool.managers.mpi import MPIManager as MPIManager
+    from distpool.managers.ray import RayManager as RayManager
     from distpool.managers.slurm import SlurmManager as SlurmManager
     from distpool.managers.ssh import SSHManager as SSHManager
     from distpool.managers.verbs import connect as connect
@@ -94,10 +96,10 @@ if TYPE_CHECKING:
     from distpool.spawning import spawn as spawn
     from distpool.spawning import spawnat as spawnat
     from distpool.spawning import sync as sync
-    from distpool.waiting import Waiter as Waiter
-
     from distpool.tallies import Usage as Usage
     from distpool.tallies import usage as usage
+    from distpool.waiting import Waiter as Waiter
+
 # Every public name and the room that has it.
 _ROOMS = {
     "calls": ("remote_do", "remotecall", "remotecall_fetch", "remotecall_wait"),
@@ -116,6 +118,8 @@ _ROOMS = {
     "managers.local": ("LocalManager",),
     "managers.dialback": ("DialBackManager",),
     "managers.mpi": ("MPIManager",),
+    "managers.ray": ("RayManager",),
+    "managers.dask": ("DaskManager",),
     "managers.slurm": ("SlurmManager",),
     "managers.ssh": ("SSHManager",),
     "managers.verbs": ("connect", "kill", "launch", "manage"),
@@ -160,11 +164,11 @@ _ROOMS = {
     ),
     "cores": ("usable_cores",),
     "futures": ("Outcome", "Promise"),
+    "tallies": ("Usage", "usage"),
     "waiting": ("Waiter",),
     "pools": (
         "AbstractWorkerPool",
         "CachingPool",
-    "tallies": ("Usage", "usage"),
         "ResultStream",
         "WorkerPool",
         "default_worker_pool",

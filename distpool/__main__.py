@@ -1,6 +1,7 @@
-"""The command line: run a program with workers, or be a worker.
+"""The command line: run a program with workers, run one that knows nothing of distpool, or be a worker.
 
 ``python -m distpool -p 4 script.py`` adds four local workers and runs the script as process 1, as ``julia -p 4`` does.
+``python -m distpool run script.py`` runs it with the standard library's pools replaced by ours.
 ``python -m distpool --worker`` is what managers start. Also installed as the command ``distpool``.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,12 +24,15 @@ USAGE = """\
 %(prog)s [-p N|auto] [--machine-file FILE] script.py [arguments]
        %(prog)s [-p N|auto] [--machine-file FILE] -m module [arguments]
        %(prog)s [-p N|auto] [--machine-file FILE] -c code [arguments]
+       %(prog)s run [--workers N] [--summary] script.py | -m module | -c code [arguments]
        %(prog)s --worker[=COOKIE] [--bind-to ADDR[:PORT]]
        %(prog)s --worker --connect ADDR:PORT --ticket T [--cookie-file FILE] [--ident NAME]"""
 EPILOG = """\
 examples:
   %(prog)s -p auto simulation.py --steps 1000     as many workers as this process may use cores
   %(prog)s -p 2 -c "import distpool; print(distpool.workers())"
+  %(prog)s run --summary -m compileall -q -j 2 src   its multiprocessing and concurrent.futures pools, and joblib's
+                                                default, are distpool's: see run --help
   %(prog)s --worker --bind-to 10.0.0.7            be a worker for a driver elsewhere: the cookie comes as
                                                 one line on standard input, and where the worker listens
                                                 is printed as distpool_worker:PORT#ADDR
@@ -36,30 +41,106 @@ environment:
   DISTPOOL_WORKER_TIMEOUT   seconds that a worker and its driver wait for each other (60)"""
 
 # Options whose value is the next word; all others stand alone or are written with "=".
-_WITH_VALUE = ("-p", "--procs", "--machine-file", "--bind-to", "--host", "--load", "--connect", "--ticket", "--cookie-file", "--ident")
+_WITH_VALUE = (
+    "-p",
+    "--procs",
+    "--machine-file",
+    "--bind-to",
+    "--host",
+    "--load",
+    "--connect",
+    "--ticket",
+    "--cookie-file",
+    "--ident",
+    "--workers",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Do what the command line says; ``argv`` are its words without the program's name."""
-    ours, program = split_command(sys.argv[1:] if argv is None else list(argv))
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["run"]:
+        _run(words[1:])
+        return
+    ours, program = split_command(words)
     parser = _parser()
     options = parser.parse_args(ours)
     if options.worker is not None:
         if program or options.procs is not None or options.machine_file is not None:
             parser.error("--worker runs no program and starts no workers: it is one")
         _be_worker(parser, options)
-    if not program:
-        parser.error("there is nothing to run: give a script, -m module or -c code (--help shows examples)")
-    if len(program) == 1 and program[0] in ("-m", "-c"):
-        parser.error(f"argument expected for {program[0]}")
-    found, arguments = find_program(program)
-    found.arrange(arguments)
+    found = _arranged(parser, program)
     machines = None if options.machine_file is None else _machines(parser, options.machine_file)
     if options.procs is not None:
         _add_workers(options.procs)
     if machines is not None:
         _add_machines(machines)
     found.run()
+
+
+def _arranged(parser: argparse.ArgumentParser, words: Sequence[str]) -> Program:
+    """Find the program and set this process up for it."""
+    if not words:
+        parser.error("there is nothing to run: give a script, -m module or -c code (--help shows examples)")
+    if len(words) == 1 and words[0] in ("-m", "-c"):
+        parser.error(f"argument expected for {words[0]}")
+    sys.excepthook = _show_error
+    found, arguments = find_program(words)
+    found.arrange(arguments)
+    return found
+
+
+def _show_error(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """Show what ends the program as the interpreter does that runs it alone: without what stands here and above."""
+    ours, rest = None, trace
+    while rest is not None and (ours is None or rest.tb_frame.f_code.co_filename == __file__):
+        if rest.tb_frame.f_code.co_filename == __file__:
+            ours = rest
+        rest = rest.tb_next
+    trace = trace if ours is None else ours.tb_next
+    sys.__excepthook__(kind, error.with_traceback(trace), trace)
+
+
+def _run(words: Sequence[str]) -> None:
+    """``distpool run``: run a program that knows nothing of us, with our pools."""
+    import argparse
+
+    from distpool.compat import install
+
+    parser = argparse.ArgumentParser(
+        prog="distpool run",
+        usage="%(prog)s [--workers N] [--summary] script.py | -m module | -c code [arguments]",
+        description="Run a program with the process pools of multiprocessing and concurrent.futures, and joblib's default "
+        "backend, replaced by distpool's, wherever it makes them; otherwise as python does.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--workers", type=_count, metavar="N", help="of a pool for which the program gives no number (the usable cores)"
+    )
+    parser.add_argument("--summary", action="store_true", help="at the end, say on standard error what the pools did")
+    ours, program = split_command(words)
+    options = parser.parse_args(ours)
+    if options.workers is not None and options.workers < 1:
+        parser.error("--workers: a pool needs at least one worker")
+    found = _arranged(parser, program)
+    install(options.workers)
+    if options.summary:
+        import atexit
+
+        atexit.register(_summarize, time.monotonic())  # before the program's own functions, so that it runs after them
+    found.run()
+
+
+def _summarize(begun: float) -> None:
+    from distpool import usage
+
+    done = usage()
+    print(
+        f"distpool: {done.pools} pools; {done.tasks} tasks, {done.task_seconds:.2f} s of work in "
+        f"{time.monotonic() - begun:.2f} s; {done.workers_started} workers started, {done.workers_died} died, "
+        f"{done.workers_replaced} replaced",
+        file=sys.stderr,
+    )
 
 
 def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -121,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument(
         "--cookie-file", metavar="FILE", help="with --connect: a file of mode 600 that has the cookie as its only line"
     )
-    worker.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # of a local manager: see listening
+    worker.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # of a manager: see listening, dialling
     # Of an SSH manager: see hosting.
     worker.add_argument("--host", type=_count, help=argparse.SUPPRESS)
     worker.add_argument("--load", action="append", default=[], help=argparse.SUPPRESS)
@@ -167,7 +248,13 @@ def _dial_back(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     if options.worker is not True or options.ticket is None:
         parser.error("--connect goes with --worker, without a cookie, and with --ticket")
     try:
-        dial_back(options.connect, options.ticket, cookie_file=options.cookie_file, ident=options.ident)
+        dial_back(
+            options.connect,
+            options.ticket,
+            cookie_file=options.cookie_file,
+            ident=options.ident,
+            is_child=options.child,
+        )
     except ValueError as error:
         parser.error(f"--connect: {error}")
 

@@ -32,7 +32,7 @@ from distpool.cookie import cluster_cookie
 from distpool.credentials import learn_secrets
 from distpool.door import Introduction, receive_answer
 from distpool.errors import HandshakeError
-from distpool.forkserver.newborn import text_stream
+from distpool.forkserver.newborn import hold_lifeline, text_stream
 from distpool.listening import look_like, read_cookie
 from distpool.managers.interface import worker_timeout
 from distpool.tcp import Conversation, dial, greet, parse_bind_to, secured
@@ -44,15 +44,21 @@ RANK_VARIABLES: Final = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM
 _PIECE_BYTES: Final = 1 << 16
 
 
-def dial_back(address: str, ticket: str, *, cookie_file: str | None = None, ident: str | None = None) -> NoReturn:
+def dial_back(
+    address: str, ticket: str, *, cookie_file: str | None = None, ident: str | None = None, is_child: bool = False
+) -> NoReturn:
     """Go to the driver at ``address`` (``HOST:PORT``) as a worker of its launch ``ticket``; never returns.
 
     ``cookie_file`` names a file of mode 600 with the cookie, None reads one line of standard input. ``ident`` is which
-    of the launch's workers this is, by default what the launcher's environment says.
+    of the launch's workers this is, by default what the launcher's environment says. With ``is_child`` standard input
+    has a second line, and stays open: its end is our end (``managers.hosted``).
     """
     deadline = Deadline(worker_timeout())
     _take_standard_numbers()
-    cluster_cookie(read_cookie(deadline) if cookie_file is None else _cookie_in(cookie_file))
+    if is_child:
+        _take_first_words()
+    else:
+        cluster_cookie(read_cookie(deadline) if cookie_file is None else _cookie_in(cookie_file))
     facts = {"ticket": ticket, "host": socket.gethostname(), "ident": rank() if ident is None else ident}
     stream, answer = _call_on(address, facts, deadline)
     _redirect(_output_stream(address, ticket, answer, deadline))
@@ -68,6 +74,19 @@ def dial_back(address: str, ticket: str, *, cookie_file: str | None = None, iden
 def rank(variables: Sequence[str] = RANK_VARIABLES) -> str | None:
     """Return which process of its launch this is, as its launcher has told it; None when no launcher did."""
     return next((os.environ[name] for name in variables if name in os.environ), None)
+
+
+def _take_first_words() -> None:
+    """Learn the cookie and in which directory we are, and hold on to the process that has started us."""
+    with os.fdopen(os.dup(0), "rb") as first_words:
+        secrets = first_words.readline().decode("ascii").rstrip("\n")
+        setup = json.loads(first_words.readline() or b"null")
+    if setup is None:
+        _fail("who has started it is gone, or has not said what it must know")
+    cluster_cookie(learn_secrets(secrets))
+    hold_lifeline(os.dup(0))
+    with suppress(OSError):  # removed, or not ours to enter: then any other is as good
+        os.chdir(setup["dir"])
 
 
 def _cookie_in(path: str) -> str:

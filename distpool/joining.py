@@ -146,7 +146,7 @@ class _Joining:
                 stream.close()
                 return
             self._peer = self._member.connect(self.pid, stream, self._config)
-        if not self._manager.shares_files:
+        if not self._manager.shares_files_with(self._config.host):
             self._member.note_elsewhere(self.pid)
         members, leaving = self._member.membership()
         welcome = {**self._welcome, "pid": self.pid, "members": members, "leaving": leaving}
@@ -324,7 +324,7 @@ def _log_late(pid: int | None, error: BaseException | None) -> None:
     if error is not None:
         import logging  # rarely needed
 
-        logging.getLogger("distpool").warning("a worker that was to join later did not: %s", error)
+        logging.getLogger("distpool").warning("a worker did not join: %s", error)
 
 
 def connect_workers(member: Member, newcomers: Sequence[_Joining]) -> None:

@@ -84,7 +84,7 @@ ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for r
 # The one room with several files, likewise in order; its __init__ comes last.
 MANAGERS = (
     *("startup", "interface", "interpreter", "local", "machines", "commandline", "reports", "logins", "ssh", "verbs"),
-    *("launcher", "launches", "dialback", "slurm", "mpi", "ray", "dask", "__init__"),
+    *("launcher", "launches", "dialback", "slurm", "mpi", "hosted", "placed", "ray", "dask", "__init__"),
 )
 
 
@@ -152,7 +152,8 @@ def violations(source: str, module: str, *, is_package: bool) -> list[str]:
         room = room_of(target)
         if room is None or room == own:
             continue
-        if room == "compat" or ORDER[room] > ORDER[own]:
+        # The command line stands above the drop-ins, too.
+        if own != "__main__" if room == "compat" else ORDER[room] > ORDER[own]:
             found.append(f"{module}:{line} imports {target}, but {own} stands below {room}")
     return found
 

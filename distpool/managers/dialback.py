@@ -110,6 +110,18 @@ class DialBackManager(ClusterManager):
         launch.over(reason)
         self._settle(launch)
 
+    def will_not_come(self, launch: Launch, ident: object, reason: str) -> None:
+        """Say that of one worker, for engines that know; the launch is over when that is true of all that are missing.
+
+        Any thread; harmless when the worker has come.
+        """
+        launch.fail(ident, reason)
+        self._look_for_hope(launch)
+
+    def _look_for_hope(self, launch: Launch) -> None:
+        if failure := launch.failure:
+            self.no_more_come(launch, failure)
+
     @property
     def reader(self) -> Reader:
         """Who watches descriptors for the cluster that the workers are for."""
@@ -152,6 +164,7 @@ class DialBackManager(ClusterManager):
         """Let no more workers come; what the engine has queued is cancelled. Those that have come go on."""
         for launch in self._open_launches():
             launch.over(f"{type(self).__name__}.close() was called")
+            self.complete(launch)
             self._settle(launch, at_once=True)
 
     def end_with_us(self) -> None:
@@ -166,7 +179,7 @@ class DialBackManager(ClusterManager):
 
     def _new_launch(self, count: int, params: dict[str, Any], launched: Launched) -> Launch:
         return Launch(
-            count, params, launched, self.secret_line(params), Looks(self.cores_per_worker(), self.shares_files)
+            count, params, launched, self.secret_line(params), Looks(self.cores_per_worker(), self.shares_files_with)
         )
 
     def _run(self, launch: Launch, at_least: int) -> None:
@@ -183,6 +196,7 @@ class DialBackManager(ClusterManager):
             raise
         if missing:
             problem = self._problem(launch, missing)
+            self.complete(launch)
             self._settle(launch, at_once=True)
             raise problem
 
@@ -241,6 +255,7 @@ class DialBackManager(ClusterManager):
                 launch.receive_worker(stream, facts)
                 if launch.is_complete:
                     self.complete(launch)
+                self._look_for_hope(launch)
         except Refused as error:
             with suppress(OSError):
                 send_answer(stream, {"refused": str(error)}, Deadline(ANSWER_SECONDS))

@@ -136,6 +136,10 @@ class ClusterManager:
     # Other workers may dial its workers, at the address by which process 1 has reached them.
     workers_meet = False
 
+    def shares_files_with(self, host: str | None) -> bool:
+        """Whether a worker sees our files, whose ``WorkerConfig.host`` this is; by default ``shares_files``."""
+        return self.shares_files
+
     def attach(self, reader: Reader, timeout: float | None = None) -> None:
         """Be told, before each launch, who watches descriptors and how many seconds ``addprocs`` gives a worker."""
 

@@ -85,7 +85,7 @@ class InterpreterProcess:
         if self._exit is not None:
             return
         if signum == signal.SIGKILL:
-            _kill_group(self._popen)
+            kill_group(self._popen)
         else:
             self._popen.send_signal(signum)  # looks first whether it is gone, so it never hits a stranger
 
@@ -120,7 +120,7 @@ class InterpreterProcess:
     def _ended(self) -> None:
         """End what is left of its group, take its status, and tell."""
         if _is_zombie(self._popen.pid):  # its number is still its own
-            _kill_group(self._popen)
+            kill_group(self._popen)
         code = self._popen.wait()
         self._close_stdin()
         with self._lock:
@@ -254,7 +254,7 @@ def _is_zombie(os_pid: int) -> bool:
         return False
 
 
-def _kill_group(popen: subprocess.Popen[Any]) -> None:
+def kill_group(popen: subprocess.Popen[Any]) -> None:
     """SIGKILL a child that was not waited for yet, and its process group if it leads one."""
     if popen.returncode is not None:
         return

@@ -20,7 +20,7 @@ from distpool.cores import THREAD_VARIABLES
 from distpool.door import send_answer
 from distpool.errors import LaunchWorkerError
 from distpool.forkserver import interpreter_flags
-from distpool.managers.interface import Launched, WorkerConfig
+from distpool.managers.interface import Launched, WorkerConfig, WorkerProcess
 from distpool.managers.interpreter import located, own_path_entries, words
 from distpool.output import Output, checked_mode
 from distpool.tcp import LOOPBACK
@@ -38,10 +38,10 @@ class Refused(Exception):
 
 
 class Looks(NamedTuple):
-    """What an engine's manager knows of its workers: the cores of each, and whether they see the files that we see."""
+    """What an engine's manager knows of its workers: the cores of each, and which hosts see the files that we see."""
 
     cores: int
-    shares_files: bool
+    shares_files_with: Callable[[str], bool]
 
 
 class Launch:
@@ -58,6 +58,8 @@ class Launch:
         self.secret: Final = secret
         self.address = ""  # where its workers shall connect to
         self.extra: Any = None
+        # Handles on the workers that there are any of, by ident; filled by the engine's manager before they come.
+        self.processes: dict[object, WorkerProcess] = {}
         self._launched = launched
         self._looks = looks
         self._next_number = count().__next__
@@ -67,6 +69,8 @@ class Launch:
         self._places: dict[object, Place] = {}  # of the workers that live, by ident
         self._waiting: list[Place] = []  # have been answered, and are not handed over yet
         self._left = count_  # how many have not come
+        self._came: set[object] = set()  # idents, also of those that are gone
+        self._failed: dict[object, str] = {}  # those that will not come, and why
         self._enough = Waiter()  # for the thread that launches
         self._at_least = count_
         self._is_going_on = False  # ``launch`` has returned: who comes now is handed over at once
@@ -94,13 +98,13 @@ class Launch:
     def _directory(self) -> str:
         return str(os.path.abspath(self.params["dir"]))
 
-    def _setup(self) -> dict[str, Any]:
-        """How a worker shall look: like this process, as far as its machine can."""
+    def _setup(self, host: str) -> dict[str, Any]:
+        """How a worker there shall look: like this process, as far as its machine can."""
         env: dict[str, str] = {}
         if not self.params.get("enable_threaded_blas"):
             env = {name: os.environ.get(name, str(self._looks.cores)) for name in THREAD_VARIABLES}
         path = [entry for entry in sys.path if isinstance(entry, str)] if self._is_our_python else own_path_entries()
-        is_like_here = self._looks.shares_files
+        is_like_here = self._looks.shares_files_with(host)
         return {
             "dir": self._directory if is_like_here or self.params["dir"] != os.getcwd() else None,
             "path": path if is_like_here else [],
@@ -117,11 +121,12 @@ class Launch:
         place = self._reserve(stream, facts)
         shows = place.output.how != "none"
         try:
-            answer = {**self._setup(), "place": place.number, "shows_output": shows}
+            answer = {**self._setup(place.host), "place": place.number, "shows_output": shows}
             send_answer(stream, answer, Deadline(ANSWER_SECONDS))
         except BaseException:
             with self._lock:
                 self._places.pop(place.ident, None)
+                self._came.discard(place.ident)
                 self._left += 1
             raise
         with self._lock:
@@ -145,6 +150,7 @@ class Launch:
             if ident in self._places:
                 raise Refused(f"a worker {ident!r} of its launch is here already")
             self._places[ident] = place
+            self._came.add(ident)
             self._left -= 1
         return place
 
@@ -187,6 +193,24 @@ class Launch:
             self._launched.append(place.config())
         self._tell_lost(lost)
         return missing
+
+    def fail(self, ident: object, reason: str) -> None:
+        """A worker will not come; nothing, if it has come."""
+        with self._lock:
+            if ident not in self._came:
+                self._failed[ident] = reason
+
+    def has_come(self, ident: object) -> bool:
+        """Whether a worker is here, or was."""
+        with self._lock:
+            return ident in self._came
+
+    @property
+    def failure(self) -> str:
+        """Why nobody else will come, once that is known of each: the first reason. Else empty."""
+        with self._lock:
+            is_hopeless = self._left and len(self._failed) >= self._left
+            return next(iter(self._failed.values())) if is_hopeless else ""
 
     def over(self, reason: str) -> None:
         """No more will come: the cluster is told of those that it does not wait for any more."""
@@ -255,12 +279,17 @@ class Place:
         self.ident: Any = ident
         self.stream: Final = stream
         self.output: Final = Output(checked_mode(launch.params.get("output", "prefix")))
-        self._host = LOOPBACK if host == socket.gethostname() else host
+        self.host: Final = LOOPBACK if host == socket.gethostname() else host
 
     def config(self) -> WorkerConfig:
         """Return what a cluster has to know of it."""
         return WorkerConfig(
-            stream=self.stream, output=self.output, host=self._host, ident=self.ident, userdata=self, port=None
+            stream=self.stream,
+            output=self.output,
+            process=self.launch.processes.get(self.ident),
+            host=self.host,
+            ident=self.ident,
+            userdata=self,
         )
 
 
