@@ -71,6 +71,9 @@ class Shelf(Protocol):
     def take(self) -> Any:
         """Take the first one; NOTHING if others have taken all."""
 
+    def let_go(self) -> list[Any]:
+        """Return what others have taken, to be dropped under no lock."""
+
     def first(self) -> Any:
         """Return the first one and leave it; NOTHING if there is none."""
 
@@ -216,8 +219,14 @@ class Desk(Generic[T]):
 
     def stock(self) -> None:
         """Lays the first items on the shelf, as many as there is room for; pickles them in this thread."""
-        while self._shelf is not None and self._items and self._lay_some(self._shelf):
+        shelf = self._shelf
+        if shelf is None:
+            return
+        while self._items and self._lay_some(shelf):
             pass
+        with self._lock:
+            gone = shelf.let_go()
+        del gone  # under no lock
 
     def _lay_some(self, shelf: Shelf) -> bool:
         """Lays a few items on the shelf, so that takers need not wait for all; False when nothing was laid."""
@@ -316,10 +325,10 @@ class Desk(Generic[T]):
         if value is NOTHING:
             return self._park(ticket)
         values = [value]
-        while len(values) < ticket.value and not isinstance(value, RemoteException):
-            # One that is raised at the taker comes alone.
+        while len(values) < ticket.value and not issubclass(type(value), RemoteException):
+            # One that is raised at the taker comes alone. (isinstance would ask the object itself, under the lock.)
             value = self._first()
-            if value is NOTHING or isinstance(value, RemoteException):
+            if value is NOTHING or issubclass(type(value), RemoteException):
                 break
             value, more = self._pop()
             if value is NOTHING:

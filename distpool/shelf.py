@@ -81,6 +81,7 @@ class Shelf:
         os.set_blocking(self._out, False)  # for all who have it
         os.set_blocking(self._in, False)
         self._laid: deque[Any] = deque()  # the objects; some at the left may have been taken by others
+        self._gone: list[Any] = []  # objects that others have taken; to be dropped under no lock
         self._first = 0  # the number of the leftmost
         self._last_untold = 0  # the number after the last record without the mark
         self._vain = 0  # items that the owner has taken itself since others did
@@ -97,6 +98,8 @@ class Shelf:
             if descriptor >= 0:
                 os.close(descriptor)
         self._out = self._in = -1
+        # A finaliser may still use the channel, when both are part of one cycle: it finds an empty shelf.
+        self._laid, self._most = deque(), 0
 
     __del__ = close
 
@@ -118,7 +121,12 @@ class Shelf:
             self._first += taken
             self._vain = 0
             for _ in range(taken):
-                self._laid.popleft()
+                self._gone.append(self._laid.popleft())
+
+    def let_go(self) -> list[Any]:
+        """Return the objects that others have taken. Dropping them may run finalisers, so not under the lock."""
+        gone, self._gone = self._gone, []
+        return gone
 
     def room(self) -> int:
         """Return how many more to lay out: none while nobody but the owner seems to take them."""

@@ -307,6 +307,38 @@ def test_shelf_that_nobody_uses_is_not_filled_for_ever() -> None:
     assert shelf.count() > 0
 
 
+class Final:
+    """Its end uses the channel that it was in."""
+
+    def __init__(self, channel: Channel[Any]) -> None:
+        self.channel: Channel[Any] | None = channel
+
+    def __del__(self) -> None:
+        if self.channel is not None:
+            self.channel.put("the end")
+
+    def __getstate__(self) -> object:
+        return {"channel": None}
+
+
+def test_finalisers_of_items_run_under_no_lock() -> None:
+    """The owner drops its object when it sees that another process has taken it."""
+    channel: Channel[Any] = Channel(math.inf)
+    reach = reach_of(channel, shelf_for(channel))
+    for _ in range(RECORDS):
+        channel.put(Final(channel))
+    channel.stock()
+    for _ in range(RECORDS):
+        assert isinstance(reach.take(), Final)
+    assert len(channel) == 0
+    channel.put("seen")
+    channel.stock()
+    assert channel.take() == "seen"
+    channel.stock()
+    assert channel.take() == "the end"
+    channel.take_many(2 * RECORDS)
+
+
 class Interrupts:
     """Opening it is interrupted, the first time."""
 
