@@ -359,6 +359,7 @@ class OwnedWorkers:
         member = self._member
         if wait_for_work:
             self._dispatch.drain()
+            self._await_start()  # initializers are work, too
         self._is_ending = True
         if self._manager is not None:
             self._manager.close()
@@ -367,8 +368,11 @@ class OwnedWorkers:
                 if config.process is not None:
                     config.process.send_signal(signal)
         leave(member)
+        self._await_start()  # what was just starting is ended there
+
+    def _await_start(self) -> None:
         if self._starter is not None and self._starter is not threading.current_thread():
-            self._starter.join()  # what it was just starting it ends itself
+            self._starter.join()
 
 
 def _failure(future: Future[object]) -> BaseException | None:
