@@ -136,8 +136,8 @@ def _summarize(begun: float) -> None:
 
     done = usage()
     print(
-        f"distpool: {done.pools} pools; {done.tasks} tasks, {done.task_seconds:.2f} s of work in "
-        f"{time.monotonic() - begun:.2f} s; {done.workers_started} workers started, {done.workers_died} died, "
+        f"distpool: pools: {done.pools}; tasks: {done.tasks}, {done.task_seconds:.2f} s of work in "
+        f"{time.monotonic() - begun:.2f} s; workers: {done.workers_started} started, {done.workers_died} died, "
         f"{done.workers_replaced} replaced",
         file=sys.stderr,
     )
@@ -335,13 +335,14 @@ def find_program(words: Sequence[str]) -> tuple[Program, list[str]]:
 
 
 def _find_script(path: str) -> Program:
+    place = os.path.abspath(path)
     try:
-        with io.open_code(os.path.abspath(path)) as file:
-            code = compile(file.read(), path, "exec")
+        with io.open_code(place) as file:
+            code = compile(file.read(), place, "exec")
     except OSError as error:
         print(f"distpool: can't open file {path!r}: {error}", file=sys.stderr)
         sys.exit(2)
-    return Program(path, os.path.dirname(os.path.realpath(path)), code, {"__file__": os.path.abspath(path)})
+    return Program(path, os.path.dirname(os.path.realpath(path)), code, {"__file__": place})
 
 
 def _find_module(name: str) -> Program:

@@ -18,7 +18,7 @@ class Usage(NamedTuple):
     pools: int  # that were made, with workers of their own
     tasks: int  # that workers have done, with a result or an error; a task that died with its worker is not done
     task_seconds: float  # what these took there, all workers together
-    workers_started: int  # of pools' own; in the places of others, too
+    workers_started: int  # of pools' own; also in the places of others, and those whose initializer failed
     workers_died: int  # without having been asked to end
     workers_replaced: int  # how many have got a successor, because they died or had done max_tasks_per_child
 

@@ -101,7 +101,6 @@ class OwnedWorkers:
                     retire_workers(self._member, [pid])
                     raise failure
                 employed += self._employ(pid)
-            tally("workers_started", employed)
             expected = self.wanted if self._manager is None else len(pids)
             if employed < expected:  # some ended when they had just joined
                 with self._lock:
@@ -161,6 +160,7 @@ class OwnedWorkers:
             pids = several.pids
         except Exception as other:
             pids, error = [], other
+        tally("workers_started", len(pids))
         if self._is_ending:  # it began before these had joined
             leave(member)
             return [], error
@@ -240,7 +240,6 @@ class OwnedWorkers:
                 pid = self._spares.popleft()
                 self._vacancies -= 1
             if self._employ(pid):
-                tally("workers_started")
                 tally("workers_replaced")
             else:
                 with self._lock:
@@ -307,6 +306,7 @@ class OwnedWorkers:
 
     def _is_late(self) -> bool:
         """Whether the pool ends; then whoever has just come ends, too."""
+        tally("workers_started")
         if self._is_ending:
             leave(self._member)
         return self._is_ending
