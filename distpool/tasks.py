@@ -24,7 +24,7 @@ from distpool.light import Any, Final
 from distpool.member import Member
 from distpool.peer import Peer
 from distpool.pickling import Parcel, dump, dump_exception, load
-from distpool.transport import TICK_SECONDS
+from distpool.serving import Call
 from distpool.wire import Frame
 
 monotonic = time.monotonic
@@ -162,6 +162,7 @@ class Tasks:
         self._running: dict[int, Envelope] = {}  # thread to the envelope it runs
         self._runners_lock = threading.Lock()  # protects _has_extra_runner
         self._has_extra_runner = False
+        self.main_call: Call | None = None  # the direct call that it is in
         self.main_is_free = True  # the main thread runs tasks; false while it is in a direct call or waits in user code
         member.actions.update({m.TASKS: self._tasks, m.FUNCTION: self._function, m.FORGET: self._forget})
         member.actions[m.TAKE_BACK] = self._take_back
@@ -178,22 +179,12 @@ class Tasks:
         self._queue.append(Envelope(peer, frame, self._functions.get((peer.pid, frame.ref))))
         if self.main_is_free:
             self._wake_main()
-        elif self._main_is_busy():
+            return
+        call = self.main_call
+        if call is None or not call.is_answered:
             self.run_aside()
-        else:
-            # It has answered a call, and is just coming back: what runs elsewhere now would run beside what it runs
-            # next, and be lost together with that. Unless it has begun something new meanwhile.
-            self._wake_main()
-            self._member.reader.call_later(TICK_SECONDS, self._run_aside_if_busy)
-
-    def _main_is_busy(self) -> bool:
-        """True while the main thread runs something that nobody has an answer of."""
-        call = self._member.serving.running.get(self._main)
-        return self._main in self._running or (call is not None and not call.is_answered)
-
-    def _run_aside_if_busy(self) -> None:
-        if not self.main_is_free:
-            self.run_aside()
+        # Else it is just coming back, and looks. What runs elsewhere now would run beside what it runs next: not in the
+        # main thread, and lost with that should it be deadly.
 
     def _take_back(self, peer: Peer, frame: Frame) -> None:
         envelope = self._find(peer, frame.ref)

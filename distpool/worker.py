@@ -133,12 +133,16 @@ class Worker:
             job = self._jobs.popleft()
         except IndexError:  # the background thread gave it a thread
             return
+        self._tasks.main_call = job if isinstance(job, serving.Call) else None
         self._tasks.main_is_free = False
+        if self._tasks.has_waiting:  # left to this thread while it was coming back from the last call
+            self._tasks.run_aside()
         try:
             self._run_guarded(job)
             flush_output()
         finally:
             self._tasks.main_is_free = True
+            self._tasks.main_call = None
 
     def _run_guarded(self, run: Callable[[], object]) -> None:
         """Run user code, which SIGINT may interrupt. One that comes when the code is just done is of no effect."""
