@@ -247,11 +247,11 @@ class _Client(InterpreterProcess):
 
     def __init__(self, popen: Any, reader: Reader, await_end: Callable[[], None]) -> None:
         super().__init__(popen, reader)
-        self._await_end = await_end
+        self._await_last_words = await_end
 
     def end_with_us(self) -> None:
         """Kill it, after a moment."""
-        self._await_end()
+        self._await_last_words()
         super().end_with_us()
 
 
