@@ -163,16 +163,14 @@ class Swap:
 
     def _constructor(self, original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
-        def __init__(self: Any, /, *args: Any, **kwargs: Any) -> None:
-            swap = __init__.swap  # type: ignore[attr-defined]  # "self" is the pool's name
-            kind = swap._kind_for(type(self))
+        def __init__(pool: Any, /, *args: Any, **kwargs: Any) -> None:
+            kind = self._kind_for(type(pool))
             if kind is None:
-                original(self, *args, **kwargs)
+                original(pool, *args, **kwargs)
             else:
-                self.__class__ = kind
-                swap._begin_object(self, args, kwargs)
+                pool.__class__ = kind
+                self._begin_object(pool, args, kwargs)
 
-        __init__.swap = self  # type: ignore[attr-defined]
         return __init__
 
     def _kind_for(self, kind: type) -> type | None:

@@ -110,8 +110,8 @@ def _run(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="distpool run",
         usage="%(prog)s [--workers N] [--summary] script.py | -m module | -c code [arguments]",
-        description="Run a program with the process pools of multiprocessing and concurrent.futures, and joblib's default "
-        "backend, replaced by distpool's, wherever it makes them; otherwise as python does.",
+        description="Run a program with the process pools of multiprocessing and concurrent.futures, and joblib's "
+        "default backend, replaced by distpool's, wherever it makes them; otherwise as python does.",
         allow_abbrev=False,
     )
     parser.add_argument(
