@@ -100,14 +100,16 @@ def _await_end(member: Member, leaving: Sequence[Leaving], waitfor: float | None
 class Leaving(Waiter):
     """A worker that is being removed. Done when it has departed; for one thread to wait for."""
 
-    __slots__ = ("_member", "_peer", "has_process", "output", "pid")
+    __slots__ = ("_member", "_peer", "output", "pid", "shows_itself")
 
     def __init__(self, member: Member, peer: Peer) -> None:
         super().__init__()
         self.pid = peer.pid
         config = member.configs.get(peer.pid)
         self.output = config.output if config is not None else None  # where what it printed goes
-        self.has_process = config is not None and config.process is not None
+        process = config.process if config is not None else None
+        # Its manager takes its output from the process, and has a way of its own to show the end of it.
+        self.shows_itself = process is not None and not getattr(process, "dials_back", False)
         self._member = member
         self._peer = peer
         member.cluster.listen(_nothing, self._departed)
@@ -167,7 +169,7 @@ def _leave_at_exit() -> None:
         for each in leaving:
             member.reader.wait(each, deadline)
         # Of processes on this machine their managers show what is left, in exit handlers of their own.
-        _await_output([each for each in leaving if not each.has_process])
+        _await_output([each for each in leaving if not each.shows_itself])
     member.print_notices()
 
 

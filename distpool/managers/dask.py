@@ -25,8 +25,6 @@ from distpool.managers.placed import PlacedManager, PlacedProcess, needed
 from distpool.tcp import LOOPBACK
 from distpool.threads import CallThreads
 
-# Seconds that the result of a task that is over may take to come.
-RESULT_SECONDS: Final = 10.0
 # What the scheduler tells of, and what it says when a worker of Dask's has come.
 _TOPIC: Final = "all"
 _NEWCOMER: Final = "add-worker"
@@ -103,7 +101,8 @@ class DaskManager(PlacedManager):
             self._forget(process)
             raise
         process.has_begun(partial(self._cancel, task))
-        task.add_done_callback(partial(self._over, launch, process))
+        # Not by a callback of the task's: those run on threads that there are no more of at the end of the program.
+        self._client.loop.add_callback(self._follow, launch, process, task)
 
     def close(self) -> None:
         """Let no more workers come, and do not follow Dask any more. Those that have come go on."""
@@ -124,14 +123,14 @@ class DaskManager(PlacedManager):
         busy = sum(len(keys) for keys in tasks.values())
         return f"Dask has {sum(threads.values())} threads on {len(threads)} workers, and {busy} tasks given to them"
 
-    def _over(self, launch: Launch, process: PlacedProcess, task: Any) -> None:
-        """On a thread of the client's."""
-        self._forget(process)
+    async def _follow(self, launch: Launch, process: PlacedProcess, task: Any) -> None:
+        """Wait until a task is over. On the client's thread."""
         outcome: End | BaseException
         try:
-            outcome = End(*task.result(timeout=RESULT_SECONDS))
-        except BaseException as error:  # what Dask says of its tasks, cancellation included
+            outcome = End(*await task)
+        except BaseException as error:  # what has kept the worker from starting; cancelled, by us or with the client
             outcome = error
+        self._forget(process)
         self.ended(launch, process, outcome)
 
     def _forget(self, process: PlacedProcess) -> None:

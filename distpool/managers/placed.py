@@ -80,6 +80,7 @@ class PlacedProcess:
     """A worker's process, as far as its engine lets us: how it ended is told, and it can be ended."""
 
     os_pid: int | None = None  # it may be on any machine
+    dials_back = True  # what it prints comes over a connection of its own
 
     def __init__(self, ident: int) -> None:
         self.ident = ident

@@ -4,7 +4,8 @@
     python docs/examples/source_census.py src tests     your own code
     python docs/examples/source_census.py --check       is the result the same as without a pool?
     python docs/examples/source_census.py --compare     how long does multiprocessing.Pool take?
-    python docs/examples/source_census.py --on slurm    the same elsewhere; also: mpi, or machines for ssh, as h1,h2
+    python docs/examples/source_census.py --on slurm    the same elsewhere; also: mpi, ray, the address of a Dask
+                                                        scheduler, or machines for ssh, as h1,h2
 
 For each package: size, functions, classes, how much is documented, how complex it is; then the most complex functions,
 functions that exist several times but for the names of their variables, and what is called and imported most.
@@ -176,11 +177,15 @@ def census_with_pool(paths: list[str], workers: int | None, where: str = "") -> 
 
 def whose(workers: int | None, where: str) -> dict[str, Any]:
     """What the pool is told of its workers: local ones, those of an engine, or machines."""
-    engines = {"mpi": distpool.MPIManager, "slurm": distpool.SlurmManager}
+    engines = {"mpi": distpool.MPIManager, "slurm": distpool.SlurmManager, "ray": distpool.RayManager}
     if not where:
         return {"processes": workers}
     if where in engines:
         return {"manager": engines[where](workers or 4)}
+    if where.startswith("tcp://"):
+        from distributed import Client
+
+        return {"manager": distpool.DaskManager(Client(where), workers)}
     return {"machines": [(machine, workers or "auto") for machine in where.split(",")]}
 
 
@@ -348,7 +353,9 @@ def parsed_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A census of Python source code, taken by a pool of processes.")
     parser.add_argument("paths", nargs="*", type=Path, help="folders or files (default: this Python's own)")
     parser.add_argument("--workers", type=int, help="processes (default: one per usable core; 0: none)")
-    parser.add_argument("--on", default="", metavar="WHERE", help="mpi, slurm, or machines as h1,h2 (default: here)")
+    parser.add_argument(
+        "--on", default="", metavar="WHERE", help="mpi, slurm, ray, tcp://DASK or h1,h2 (default: here)"
+    )
     parser.add_argument("--limit", type=int, default=5000, help="read at most so many files (default 5000; 0: all)")
     parser.add_argument("--top", type=int, default=10, help="lines per table (default 10)")
     parser.add_argument("--least", type=int, default=8, help="least lines of a near duplicate (default 8)")

@@ -31,6 +31,9 @@ import psutil
 # In the environment of everything this test run starts. A worker whose parent is dead belongs to init and is nobody's
 # child any more, but its environment still says where it came from.
 MARK = "DISTPOOL_TEST_RUN"
+# In the environment of an engine that serves several tests (support/fleets.py): it starts and ends processes when it
+# likes, and its owner sees to it that none is left.
+FLEET_MARK = "DISTPOOL_TEST_FLEET"
 # Descriptors that one warm thing may bring along: control socket, selector, wake-up pair, shared page; a few spare.
 WARM_DESCRIPTORS = 8
 # Files in shared memory that the peers of comparisons leave to their own trackers.
@@ -154,11 +157,18 @@ def _processes() -> tuple[dict[tuple[int, float], str], dict[tuple[int, float], 
     fork_servers: dict[tuple[int, float], str] = {}
     for key, process in found.items():
         text, command = describe(process)
-        if not text or "multiprocessing.resource_tracker" in command:
+        if not text or "multiprocessing.resource_tracker" in command or _is_of_a_fleet(process):
             continue
         is_fork_server = "distpool" in command and "forkserver" in command and _is_child(process)
         (fork_servers if is_fork_server else processes)[key] = text
     return processes, fork_servers
+
+
+def _is_of_a_fleet(process: psutil.Process) -> bool:
+    try:
+        return FLEET_MARK in process.environ()
+    except (OSError, psutil.Error):
+        return False
 
 
 def _started(process: psutil.Process) -> float:
