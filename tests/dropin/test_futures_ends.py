@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ import distpool
 from distpool.compat.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from support import faults, jobs
 from support.leaks import eventually
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _resource_tracker() -> None:
+    """The standard library's own, which stays: not what a test leaves behind."""
+    resource_tracker.ensure_running()
+
 
 # -- workers that die
 
@@ -97,7 +105,7 @@ def test_initializer(method: str) -> None:
     """Runs in every worker first; locks, queues and proxies arrive working, and workers know who they are."""
     context: Any = multiprocessing.get_context(method)
     queue = context.Queue()
-    with context.Manager() as manager:
+    with multiprocessing.get_context("spawn").Manager() as manager:  # no fork server that stays
         names = manager.list()
         with ProcessPoolExecutor(2, context, begin, (context.Lock(), queue, names, os.getpid())) as executor:
             results = [executor.submit(is_begun) for _ in range(10)]
