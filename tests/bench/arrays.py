@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from tests.bench import peers, raw, work
+from tests.bench.doors import DOOR_GOALS, POOL_GOALS, ExecutorOpener, PoolOpener
 from tests.bench.meeting import meeting
 from tests.bench.runner import Contender, Goal, Measure, Row, Scale
 
@@ -88,13 +89,13 @@ def _one_way(deed: str, megabytes: int, copies: int) -> Sequence[Contender]:
             yield timed(lambda argument: opened.submit(function, argument).result(), made)
 
     @contextmanager
-    def pool() -> Iterator[Measure]:
-        with peers.mp_pool(1) as opened:
+    def pool(opener: PoolOpener) -> Iterator[Measure]:
+        with opener(1) as opened:
             yield timed(lambda argument: opened.apply(function, (argument,)), made)
 
     @contextmanager
-    def executor() -> Iterator[Measure]:
-        with peers.executor(1) as opened:
+    def executor(opener: ExecutorOpener) -> Iterator[Measure]:
+        with opener(1) as opened:
             yield timed(lambda argument: opened.submit(function, argument).result(), made)
 
     @contextmanager
@@ -103,12 +104,14 @@ def _one_way(deed: str, megabytes: int, copies: int) -> Sequence[Contender]:
             yield timed(lambda argument: starmap(function, [(argument,)])[0], made)
 
     return [
-        Contender("multiprocessing.Pool", pool),
-        Contender("ProcessPoolExecutor", executor),
+        Contender("multiprocessing.Pool", partial(pool, peers.mp_pool)),
+        Contender("ProcessPoolExecutor", partial(executor, peers.executor)),
         Contender("joblib", joblib),
         Contender("memcpy", lambda: _memcpy(make_array, copies)),
         Contender("raw", lambda: _by_hand(deed, made)),
         Contender("distpool", ours),
+        Contender(peers.POOL_DOOR, partial(pool, peers.pool_door)),
+        Contender(peers.EXECUTOR_DOOR, partial(executor, peers.executor_door)),
     ]
 
 
@@ -200,15 +203,16 @@ def _to_all(
                 yield opened.starmap
 
         @contextmanager
-        def pool() -> Iterator[Starmap]:
-            with peers.mp_pool(workers) as opened:
+        def pool(opener: PoolOpener) -> Iterator[Starmap]:
+            with opener(workers) as opened:
                 yield lambda function, items: opened.starmap(function, items, 1)
 
         return [
-            contender("multiprocessing.Pool", pool),
+            contender("multiprocessing.Pool", partial(pool, peers.mp_pool)),
             contender("joblib", partial(peers.joblib_starmap, workers, batch_size=1, pre_dispatch="all")),
             *[Contender(limit, lambda: _memcpy(partial(new_array, megabytes))) for limit in limits],
             contender("distpool", ours),
+            contender(peers.POOL_DOOR, partial(pool, peers.pool_door)),
         ]
 
     return contenders
@@ -221,7 +225,7 @@ ROWS = [
         "array-argument",
         "100 MB array as argument",
         _direction("argument"),
-        goals=(AT_MOST_2_COPIES, AT_LEAST_4_POOLS),
+        goals=(AT_MOST_2_COPIES, AT_LEAST_4_POOLS, *DOOR_GOALS),
         note="The worker looks at both ends of it. memcpy: one copy into fresh memory. raw: by hand through a socket "
         "pair. A sample is the best of three calls.",
     ),
@@ -235,21 +239,21 @@ ROWS = [
         "array-result",
         "100 MB array as result",
         _direction("result"),
-        goals=(AT_MOST_2_COPIES, AT_LEAST_4_POOLS),
+        goals=(AT_MOST_2_COPIES, AT_LEAST_4_POOLS, *DOOR_GOALS),
         note="The worker has it ready.",
     ),
     Row(
         "array-both",
         "100 MB array as argument and as result",
         _direction("both", copies=2),
-        goals=(Goal("at most 2 × memcpy (of both)", 2.0, "memcpy"), AT_LEAST_4_POOLS),
+        goals=(Goal("at most 2 × memcpy (of both)", 2.0, "memcpy"), AT_LEAST_4_POOLS, *DOOR_GOALS),
         note="memcpy: two copies, one for each way.",
     ),
     Row(
         "array-to-all",
         "400 MB array to all workers: time",
         _to_all(_Held.seconds, _in_function, "memcpy"),
-        goals=(Goal("copied once: at most 2 × one memcpy", 2.0, "memcpy"),),
+        goals=(Goal("copied once: at most 2 × one memcpy", 2.0, "memcpy"), *POOL_GOALS),
         note="The mapped function carries the array, as a closure would; until the last worker has it. memcpy: the "
         "best of three.",
     ),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tests.bench import peers, raw, work
+from tests.bench.doors import DOOR_GOALS, ExecutorOpener, PoolOpener, executor_goals, pool_goals
 from tests.bench.runner import Contender, Goal, Measure, Row, Scale
 
+SUBMIT = "distpool submit"  # what a call through a drop-in is to be compared with
 WINDOW = 100  # requests in flight in the raw limit of single submissions; arbitrary, more changes nothing
 
 
@@ -64,13 +67,13 @@ def _round_trips(scale: Scale) -> Sequence[Contender]:
             yield per_call(call, count)
 
     @contextmanager
-    def pool() -> Iterator[Measure]:
-        with peers.mp_pool(1) as opened:
+    def pool(opener: PoolOpener) -> Iterator[Measure]:
+        with opener(1) as opened:
             yield per_call(lambda: opened.apply(work.nothing), count)
 
     @contextmanager
-    def executor() -> Iterator[Measure]:
-        with peers.executor(1) as opened:
+    def executor(opener: ExecutorOpener) -> Iterator[Measure]:
+        with opener(1) as opened:
             yield per_call(lambda: opened.submit(work.nothing).result(), count)
 
     @contextmanager
@@ -80,13 +83,15 @@ def _round_trips(scale: Scale) -> Sequence[Contender]:
 
     return [
         # Forked peers first: forked from a process that has as little open as possible.
-        Contender("multiprocessing.Pool", pool),
-        Contender("ProcessPoolExecutor", executor),
+        Contender("multiprocessing.Pool", partial(pool, peers.mp_pool)),
+        Contender("ProcessPoolExecutor", partial(executor, peers.executor)),
         Contender("loky", loky),
         Contender("raw", by_hand),
         Contender("raw with pickle", by_hand_pickled),
         Contender("distpool", ours),
-        Contender("distpool submit", ours_submit),
+        Contender(SUBMIT, ours_submit),
+        Contender(peers.POOL_DOOR, partial(pool, peers.pool_door)),
+        Contender(peers.EXECUTOR_DOOR, partial(executor, peers.executor_door)),
     ]
 
 
@@ -113,13 +118,13 @@ def _submissions(scale: Scale) -> Sequence[Contender]:
             yield _all_of(lambda n: opened.submit(work.successor, n), lambda future: future.result(), count)
 
     @contextmanager
-    def pool() -> Iterator[Measure]:
-        with peers.mp_pool(scale.workers) as opened:
+    def pool(opener: PoolOpener) -> Iterator[Measure]:
+        with opener(scale.workers) as opened:
             yield _all_of(lambda n: opened.apply_async(work.successor, (n,)), lambda result: result.get(), count)
 
     @contextmanager
-    def executor() -> Iterator[Measure]:
-        with peers.executor(scale.workers) as opened:
+    def executor(opener: ExecutorOpener) -> Iterator[Measure]:
+        with opener(scale.workers) as opened:
             yield _all_of(lambda n: opened.submit(work.successor, n), lambda future: future.result(), count)
 
     @contextmanager
@@ -128,11 +133,13 @@ def _submissions(scale: Scale) -> Sequence[Contender]:
             yield _all_of(lambda n: opened.submit(work.successor, n), lambda future: future.result(), count)
 
     return [
-        Contender("multiprocessing.Pool", pool),
-        Contender("ProcessPoolExecutor", executor),
+        Contender("multiprocessing.Pool", partial(pool, peers.mp_pool)),
+        Contender("ProcessPoolExecutor", partial(executor, peers.executor)),
         Contender("loky", loky),
         Contender("raw", lambda: _pipelined(count)),
         Contender("distpool", ours),
+        Contender(peers.POOL_DOOR, partial(pool, peers.pool_door)),
+        Contender(peers.EXECUTOR_DOOR, partial(executor, peers.executor_door)),
     ]
 
 
@@ -158,7 +165,7 @@ ROWS = [
         "round-trip",
         "empty call, send to result",
         _round_trips,
-        goals=(Goal("at most 1.5 × raw", 1.5, "raw"),),
+        goals=(Goal("at most 1.5 × raw", 1.5, "raw"), *pool_goals(ours=SUBMIT), *executor_goals(ours=SUBMIT)),
         note="One call at a time to one worker. distpool: `remotecall_fetch`. Raw moves 64 bytes there and 32 back and "
         "opens nothing; *raw with pickle* also pickles the call and the result.",
     ),
@@ -169,6 +176,7 @@ ROWS = [
         goals=(
             Goal("at least 10 × ProcessPoolExecutor", 1 / 10, "ProcessPoolExecutor"),
             Goal("at least 5 × multiprocessing.Pool.apply_async", 1 / 5, "multiprocessing.Pool"),
+            *DOOR_GOALS,
         ),
         note="`submit` 50,000 times, then all results. Raw: one message per call, 100 in flight, to one process.",
     ),

@@ -54,6 +54,24 @@ def _ours(processes: int) -> Iterator[Run]:
 
 
 @contextmanager
+def _asked_again(processes: int) -> Iterator[Run]:
+    """Our executor, which does not break: the one call that fails is submitted again."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    with peers.executor_door(processes) as pool:
+
+        def run(tasks: list[Task]) -> None:
+            futures = [(pool.submit(work.pause_or_die, *task), task) for task in tasks]
+            for future, task in futures:
+                try:
+                    future.result()
+                except BrokenProcessPool:
+                    pool.submit(work.pause_or_die, *task).result()
+
+        yield run
+
+
+@contextmanager
 def _renewed(opened: Callable[[int], AbstractContextManager[Any]], processes: int) -> Iterator[Run]:
     """An executor that is thrown away when it breaks; what has no result yet is submitted to the next one."""
     from concurrent.futures.process import BrokenProcessPool
@@ -96,6 +114,7 @@ def _contenders(count: int, usual: float, deadly: int, workers: int) -> Sequence
         Contender("ProcessPoolExecutor, a new one", opened(lambda: _renewed(peers.executor, workers))),
         Contender("loky, a new one", opened(lambda: _renewed(peers.loky_executor, workers))),
         Contender("distpool", opened(lambda: _ours(workers))),
+        Contender(peers.EXECUTOR_DOOR, opened(lambda: _asked_again(workers))),
     ]
 
 

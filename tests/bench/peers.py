@@ -21,12 +21,35 @@ if TYPE_CHECKING:
     RunEach = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 
+# The names under which the drop-in replacements stand in the tables.
+POOL_DOOR = "distpool Pool"
+EXECUTOR_DOOR = "distpool ProcessPoolExecutor"
+
+
 @contextmanager
 def our_pool(processes: int) -> Iterator[WorkerPool]:
     """distpool's own."""
     from distpool import WorkerPool
 
     with WorkerPool(processes=processes) as pool:
+        yield pool
+
+
+@contextmanager
+def pool_door(processes: int) -> Iterator[Pool]:
+    """distpool's replacement of `multiprocessing.Pool`."""
+    from distpool.compat.multiprocessing import Pool
+
+    with Pool(processes) as pool:
+        yield pool
+
+
+@contextmanager
+def executor_door(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """distpool's replacement of `concurrent.futures.ProcessPoolExecutor`."""
+    from distpool.compat.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(processes) as pool:
         yield pool
 
 
@@ -91,6 +114,18 @@ def _mp_each(method: str) -> Callable[[int], AbstractContextManager[RunEach]]:
 
 
 @contextmanager
+def _pool_door_each(processes: int) -> Iterator[RunEach]:
+    with pool_door(processes) as pool:
+        yield pool.map
+
+
+@contextmanager
+def _executor_door_each(processes: int) -> Iterator[RunEach]:
+    with executor_door(processes) as pool:
+        yield lambda function, items: list(pool.map(function, items))
+
+
+@contextmanager
 def _our_each(processes: int) -> Iterator[RunEach]:
     with our_pool(processes) as pool:
         yield pool.map
@@ -125,4 +160,6 @@ RUN_EACH: dict[str, Callable[[int], AbstractContextManager[RunEach]]] = {
     "multiprocessing fork": _mp_each("fork"),
     "ProcessPoolExecutor fork": _executor_each,
     "loky": _loky_each,
+    POOL_DOOR: _pool_door_each,
+    EXECUTOR_DOOR: _executor_door_each,
 }

@@ -48,11 +48,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Goal:
-    """Our figure is at most `at_most` times that of the contender `against`, or at most `at_most` itself."""
+    """The figure of `whose` is at most `at_most` times that of the contender `against`, or at most `at_most` itself."""
 
     text: str
     at_most: float
     against: str | None = None
+    whose: str = OURS
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Outcome:
         return statistics.median(samples) if samples else None
 
     def reached(self, goal: Goal) -> float | None:
-        """Our figure in terms of the goal; None if one of the two was not measured."""
-        ours = self.median(OURS)
+        """The figure in terms of the goal; None if one of the two was not measured."""
+        ours = self.median(goal.whose)
         base = 1.0 if goal.against is None else self.median(goal.against)
         return None if ours is None or not base else ours / base
 

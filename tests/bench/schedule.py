@@ -12,9 +12,11 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tests.bench import peers, work
+from tests.bench.doors import DOOR_GOALS, ExecutorOpener, PoolOpener
 from tests.bench.runner import Contender, Goal, Measure, Row, Scale
 
 ROUND = 0.001  # seconds; roughly what one round of `work.burn` takes
@@ -73,8 +75,8 @@ def _contenders(figure: Callable[[Callable[..., Any]], Measure], workers: int) -
             yield figure(opened.map)
 
     @contextmanager
-    def pool() -> Iterator[Measure]:
-        with peers.mp_pool(workers) as opened:
+    def pool(opener: PoolOpener) -> Iterator[Measure]:
+        with opener(workers) as opened:
             yield figure(opened.map)
 
     @contextmanager
@@ -83,8 +85,8 @@ def _contenders(figure: Callable[[Callable[..., Any]], Measure], workers: int) -
             yield figure(lambda function, items: opened.map(function, items, chunksize=1))
 
     @contextmanager
-    def executor() -> Iterator[Measure]:
-        with peers.executor(workers) as opened:
+    def executor(opener: ExecutorOpener) -> Iterator[Measure]:
+        with opener(workers) as opened:
             yield figure(lambda function, items: list(opened.map(function, items)))
 
     @contextmanager
@@ -93,11 +95,13 @@ def _contenders(figure: Callable[[Callable[..., Any]], Measure], workers: int) -
             yield figure(lambda function, items: starmap(function, zip(items, strict=True)))
 
     return [
-        Contender("multiprocessing.Pool", pool),
+        Contender("multiprocessing.Pool", partial(pool, peers.mp_pool)),
         Contender("multiprocessing.Pool, chunksize=1", pool_singly),
-        Contender("ProcessPoolExecutor", executor),
+        Contender("ProcessPoolExecutor", partial(executor, peers.executor)),
         Contender("joblib", joblib),
         Contender("distpool", ours),
+        Contender(peers.POOL_DOOR, partial(pool, peers.pool_door)),
+        Contender(peers.EXECUTOR_DOOR, partial(executor, peers.executor_door)),
     ]
 
 
@@ -113,7 +117,7 @@ def _few_long(scale: Scale) -> Sequence[Contender]:
     return _asleep([0.2] * (2 * scale.workers + 2), scale)
 
 
-WITHIN_5_PERCENT = (Goal("within 5 % of the ideal schedule", 1.05),)
+WITHIN_5_PERCENT = (Goal("within 5 % of the ideal schedule", 1.05), *DOOR_GOALS)
 ROWS = [
     Row(
         "mixed",

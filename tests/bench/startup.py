@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tests.bench.doors import executor_goals, pool_goals
 from tests.bench.fresh import contenders
 from tests.bench.peers import RUN_EACH
 from tests.bench.runner import Contender, Goal, Row, Scale
@@ -29,6 +30,8 @@ ROWS = [
         goals=(
             Goal("at most a third of multiprocessing spawn", 1 / 3, "multiprocessing spawn"),
             Goal("at most a quarter of loky", 1 / 4, "loky"),
+            *pool_goals("multiprocessing spawn"),
+            *executor_goals("loky"),
         ),
         note="In a fresh interpreter, from before the import of the library; all four workers are in their first call "
         "at the same time. Raw: exec one bare interpreter that forks four times.",
@@ -37,7 +40,11 @@ ROWS = [
         "start-second",
         "pool of 4 ready, second pool in the process",
         _starting("second"),
-        goals=(Goal("at most 1.5 × a forked ProcessPoolExecutor", 1.5, "ProcessPoolExecutor fork"),),
+        goals=(
+            Goal("at most 1.5 × a forked ProcessPoolExecutor", 1.5, "ProcessPoolExecutor fork"),
+            *pool_goals("multiprocessing fork"),
+            *executor_goals("ProcessPoolExecutor fork"),
+        ),
         note="The same after a first pool was opened and closed. Raw starts its bare interpreter anew.",
     ),
     Row(

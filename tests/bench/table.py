@@ -93,7 +93,7 @@ def _page(outcomes: Sequence[Outcome], scale: Scale, date: str) -> Iterator[str]
 def _goal_rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, ...]]:
     for outcome in outcomes:
         for goal in outcome.row.goals:
-            ours = figure(outcome.median(OURS), outcome.row.unit)
+            ours = figure(outcome.median(goal.whose), outcome.row.unit)
             yield outcome.row.title, ours, goal.text, *verdict(outcome, goal)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from tests.bench import peers, raw, work
+from tests.bench.doors import POOL_GOALS, PoolOpener, executor_goals
 from tests.bench.runner import Contender, Goal, Measure, Row, Scale
 
 
@@ -33,8 +35,8 @@ def _tiny_maps(scale: Scale) -> Sequence[Contender]:
             yield _timed(lambda: opened.map(work.successor, numbers), count)
 
     @contextmanager
-    def pool() -> Iterator[Measure]:
-        with peers.mp_pool(scale.workers) as opened:
+    def pool(opener: PoolOpener) -> Iterator[Measure]:
+        with opener(scale.workers) as opened:
             yield _timed(lambda: opened.map(work.successor, numbers), count)
 
     @contextmanager
@@ -44,11 +46,18 @@ def _tiny_maps(scale: Scale) -> Sequence[Contender]:
             chunk = -(-count // (4 * scale.workers))
             yield _timed(lambda: list(opened.map(work.successor, numbers, chunksize=chunk)), count)
 
+    @contextmanager
+    def executor_door() -> Iterator[Measure]:
+        with peers.executor_door(scale.workers) as opened:
+            yield _timed(lambda: list(opened.map(work.successor, numbers)), count)
+
     return [
-        Contender("multiprocessing.Pool", pool),
+        Contender("multiprocessing.Pool", partial(pool, peers.mp_pool)),
         Contender("ProcessPoolExecutor, chunks", executor),
         Contender("raw", lambda: _in_big_pieces(numbers, scale.workers)),
         Contender("distpool", ours),
+        Contender(peers.POOL_DOOR, partial(pool, peers.pool_door)),
+        Contender(peers.EXECUTOR_DOOR, executor_door),
     ]
 
 
@@ -80,8 +89,8 @@ def _lazy_maps(scale: Scale) -> Sequence[Contender]:
             yield _timed(lambda: list(opened.imap(work.successor, numbers)), count)
 
     @contextmanager
-    def pool() -> Iterator[Measure]:
-        with peers.mp_pool(scale.workers) as opened:
+    def pool(opener: PoolOpener) -> Iterator[Measure]:
+        with opener(scale.workers) as opened:
             yield _timed(lambda: list(opened.imap(work.successor, numbers)), count)
 
     @contextmanager
@@ -90,9 +99,10 @@ def _lazy_maps(scale: Scale) -> Sequence[Contender]:
             yield _timed(lambda: starmap(work.successor, zip(numbers, strict=True)), count)
 
     return [
-        Contender("multiprocessing.Pool", pool),
+        Contender("multiprocessing.Pool", partial(pool, peers.mp_pool)),
         Contender("joblib", joblib),
         Contender("distpool", ours),
+        Contender(peers.POOL_DOOR, partial(pool, peers.pool_door)),
     ]
 
 
@@ -101,13 +111,18 @@ ROWS = [
         "tiny-map",
         "map of 1,000,000 tiny tasks, default settings",
         _tiny_maps,
-        goals=(Goal("as fast as multiprocessing.Pool.map with its own chunks", 1.0, "multiprocessing.Pool"),),
+        goals=(
+            Goal("as fast as multiprocessing.Pool.map with its own chunks", 1.0, "multiprocessing.Pool"),
+            *POOL_GOALS,
+            *executor_goals("ProcessPoolExecutor, chunks"),
+        ),
         note="`map(successor, range(1_000_000))`. Raw: one pickled list per process, and one back.",
     ),
     Row(
         "lazy-map",
         "imap of 100,000 tiny tasks, default settings",
         _lazy_maps,
+        goals=POOL_GOALS,
         note="`list(pool.imap(successor, range(100_000)))`; joblib dispatches as it goes, too.",
     ),
 ]
