@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from support.leaks import MARK
+import psutil
+
+from support.leaks import MARK, marked
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scancel", "salloc", "sinfo")
 START_SECONDS = 60
@@ -171,7 +173,7 @@ class Slurm:
 
     def stop(self) -> None:
         """End all jobs and the daemons."""
-        os.environ.pop("SLURM_CONF", None)
+        config = os.environ.pop("SLURM_CONF", None)
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -179,6 +181,11 @@ class Slurm:
                 daemon.wait(10)
             daemon.kill()
             daemon.wait()
+        # What looks after a step belongs to init, and tries for ever to tell the controller that its step is over.
+        for process in marked("SLURM_CONF", config) if config is not None else ():
+            with suppress(psutil.Error):
+                if process.name().startswith("slurmstepd"):
+                    process.kill()
 
 
 @contextmanager
