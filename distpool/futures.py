@@ -114,7 +114,7 @@ class TaskFuture(Future[T], Generic[T]):
         self._member = member
         self._claim = None  # it is kept in the store only once it was sent somewhere
         self.where = member.pid
-        self.whence, self.id = member.next_rrid()
+        self.rrid = self.whence, self.id = member.next_rrid()
         self._stop = stop  # interrupts the task where it runs
         self.is_away = False  # it is being sent to a worker, or there; set under _lock, for cancelling looks at it
         self._outcome: Any = None  # the value, or an Outcome that is opened when asked for
