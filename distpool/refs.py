@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 D = TypeVar("D")
 
-_fetch_lock = threading.Lock()  # protects the lists of fetchers of all Futures; held for an instant
+_fetch_lock = threading.Lock()  # protects the values and lists of fetchers of all Futures; held for an instant
 
 
 class _LocalAnswer(Waiter):
@@ -73,9 +73,12 @@ class RemoteRef:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(where={self.where}, whence={self.whence}, id={self.id})"
 
-    def _ask(self, op: str, args: tuple[Any, ...] = (), timeout: float | None = None) -> Any:
+    def _ask(
+        self, op: str, args: tuple[Any, ...] = (), timeout: float | None = None, claim: Claim | None = None
+    ) -> Any:
         """Have the owner do something, and wait for its answer at most ``timeout`` seconds."""
-        if self._claim is None:
+        claim = claim or self._claim  # ours until the answer is here, whatever another thread does with this handle
+        if claim is None:
             raise self._released()
         if self.where == self._member.pid:
             return self._ask_here(op, args, timeout)
@@ -84,8 +87,13 @@ class RemoteRef:
         try:
             return self._member.open_answer(peer, frame)
         except ChannelClosedError as error:
-            # The same closed channel raises the same bare error, whoever owns it.
-            raise _bare(error) from None
+            bare = _bare(error)
+        try:
+            raise bare  # the same closed channel raises the same bare error, whoever owns it
+        finally:
+            # Raised above it would be tied to the one that it was part of: the two would keep each other, and all that
+            # was at hand here, until a garbage collection.
+            del bare
 
     def _ask_here(self, op: str, args: tuple[Any, ...], timeout: float | None) -> Any:
         member, answer = self._member, _LocalAnswer()
@@ -195,11 +203,12 @@ class Future(RemoteRef, Generic[T]):
 
         Raises RuntimeError when it has a value already (a RemoteException that is one too, when only the owner knew).
         """
+        claim = self._claim  # before looking for the value: without a claim it is there
         if self._value is not NOTHING:
             raise RuntimeError(f"{self!r} has a value already, and is written once")
-        self._ask("set", (value,))
-        self._value = value
-        self._give_back()
+        self._ask("set", (value,), claim=claim)
+        claim = None
+        self._keep(value)
         return self
 
     def fetch(self, timeout: float | None = None) -> T:
@@ -232,20 +241,27 @@ class Future(RemoteRef, Generic[T]):
 
     def _bring_home(self, timeout: float | None) -> None:
         try:
-            self._value = self._ask("fetch", (), timeout)
-            self._give_back()
+            claim = self._claim  # before looking for the value: without a claim it is there
+            if self._value is NOTHING:  # another thread may have brought or written it
+                value = self._ask("fetch", (), timeout, claim)
+                claim = None
+                self._keep(value)
         finally:
             with _fetch_lock:
                 waiters, self._fetchers = self._fetchers, None
             for waiter in waiters or ():
                 waiter.complete()
 
-    def _give_back(self) -> None:
-        """The value is here: the owner need not keep it for us.
+    def _keep(self, value: T) -> None:
+        """The value is here: the owner need not keep it for us. The first object that comes is the one from then on.
 
         Told after it, never with the question for it: meanwhile another thread may send this reference to somebody, who
-        relies on our claim until the owner knows of him. A message that waits to be sent keeps the claim, too.
+        relies on our claim until the owner knows of him. A message that waits to be sent keeps the claim, too, and so
+        does a thread whose own question is not answered yet.
         """
+        with _fetch_lock:
+            if self._value is NOTHING:
+                self._value = value
         self._claim = None
         self._member.books.give_back()
 
@@ -256,13 +272,15 @@ class Future(RemoteRef, Generic[T]):
 
     def wait(self, timeout: float | None = None) -> Future[T]:
         """Wait for the value without moving it; raises as ``fetch`` does. Returns the Future."""
+        claim = self._claim  # before looking for the value: without a claim it is there
         if self._value is NOTHING:
-            self._ask("wait", (), timeout)
+            self._ask("wait", (), timeout, claim)
         return self
 
     def isready(self) -> bool:
         """True when the value is there, or the call has failed. Asks the owner unless the value is here."""
-        return self._value is not NOTHING or bool(self._ask("isready"))
+        claim = self._claim  # before looking for the value: without a claim it is there
+        return self._value is not NOTHING or bool(self._ask("isready", claim=claim))
 
     def __reduce__(self) -> tuple[Any, ...]:
         claim = self._claim  # before looking for the value: without a claim it is there

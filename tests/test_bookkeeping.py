@@ -18,6 +18,7 @@ from distpool.member import default_member
 from distpool.messages import RRID
 from distpool.store import TOMBSTONES
 from support import jobs
+from support.aside import Aside
 
 if TYPE_CHECKING:
     from conftest import StartWorkers
@@ -264,7 +265,7 @@ def end_with(ref: Any) -> None:
 def test_failures_keep_no_references(workers: StartWorkers, eventually: Eventually) -> None:
     """What went along with a call that failed is given back without a garbage collection."""
     (worker,) = workers(1)
-    before = counts([1])
+    before = counts([1, worker])
     gc.disable()
     try:
         for _ in range(3):
@@ -276,11 +277,52 @@ def test_failures_keep_no_references(workers: StartWorkers, eventually: Eventual
                 closed.put(1)
             with pytest.raises(distpool.ChannelClosedError):
                 remotecall_fetch(distpool.take, worker, closed)
+            del closed
+            there: RemoteChannel[int] = RemoteChannel(lambda: Channel(1), worker)
+            there.close()
+            with pytest.raises(distpool.ChannelClosedError):
+                there.take()
             with pytest.raises(TimeoutError):
-                Future().fetch(timeout=0)
+                Future(worker).fetch(timeout=0)
+            with pytest.raises(ValueError, match="RemoteChannel"):
+                remotecall(jobs.fail, worker, there).fetch()
+            del there
+            eventually(lambda: are_back(before, counts([1, worker])))
         with pytest.raises(distpool.ProcessExitedException):
-            remotecall_fetch(end_with, worker, closed)
-        del closed
-        eventually(lambda: are_back(before, counts([1])))
+            remotecall_fetch(end_with, worker, RemoteChannel())
+        eventually(lambda: are_back(before[:1], counts([1])))
     finally:
         gc.enable()
+
+
+class Overtaken(Future[str]):
+    """A Future that another thread writes just when this one has looked for its value in vain."""
+
+    __slots__ = ("written",)
+
+    def _other_fetcher(self) -> Any:
+        if not hasattr(self, "written"):
+            self.written = Aside(self.put, "written")
+            self.written.result()
+        return super()._other_fetcher()
+
+
+@pytest.mark.parametrize("owner_is_me", [True, False], ids=["here", "worker"])
+def test_future_written_while_it_is_fetched(workers: StartWorkers, eventually: Eventually, owner_is_me: bool) -> None:
+    """Who fetches finds that the value has come, and does not ask an owner who has released it."""
+    (worker,) = workers(1)
+    before = counts([1, worker])
+    value = "".join(["writ", "ten"])
+    future = Overtaken(1 if owner_is_me else worker)
+    assert future.fetch(timeout=20) == value
+    del future
+
+    def fetch_and_put(future: Future[str]) -> None:
+        fetching = [Aside(future.fetch, 20) for _ in range(3)]
+        future.put(value)
+        assert future.fetch() == value
+        assert all(each.result() is future.fetch() for each in fetching)
+
+    for _ in range(50):
+        fetch_and_put(Future(1 if owner_is_me else worker))
+    eventually(lambda: are_back(before, counts([1, worker])))

@@ -6,17 +6,31 @@ Sizes are chosen for what they can show, times for a machine with two cores.
 from __future__ import annotations
 
 import itertools
+import os
+import random
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distpool import WorkerPool
+from distpool import WorkerPool, remotecall_fetch
+from support import chains, jobs
+from support.aside import Aside
 from support.jobs import add, os_pid_for, square
+
+if TYPE_CHECKING:
+    from conftest import StartWorkers
+
+# How long chains of channels and calls run under load: 600 has been run, and found what the messages of commits tell.
+SOAK_SECONDS = float(os.environ.get("DISTPOOL_SOAK_SECONDS", "10"))
 
 
 def test_a_thousand_pools_leave_nothing(run_script: Callable[..., Any]) -> None:
@@ -199,3 +213,64 @@ def test_an_iterator_of_a_terminated_pool_does_not_wait_for_ever() -> None:
     with pytest.raises(Exception, match=r"closed|ended|removed|killed|exited"):
         for _ in results:
             pass
+
+
+@pytest.fixture
+def burners() -> Iterator[None]:
+    """Another process on each core that does nothing but compute."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    yield
+    for each in started:
+        each.kill()
+        each.wait()
+
+
+def sizes(pids: list[int]) -> dict[str, list[int]]:
+    """What each process keeps for references, and its descriptors."""
+    return {
+        "kept": [remotecall_fetch(chains.kept, pid) for pid in pids],
+        "claims": [remotecall_fetch(chains.claims, pid) for pid in pids],
+        "descriptors": [psutil.Process(remotecall_fetch(jobs.os_pid, pid)).num_fds() for pid in pids],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SOAK_SECONDS + 300)
+@pytest.mark.usefixtures("burners")
+def test_chains_of_channels_and_calls_under_load(workers: StartWorkers, eventually: Callable[..., None]) -> None:
+    """Nothing hangs, each item arrives once, and all tables and descriptors return to where they were."""
+    pids = workers(3)
+    everyone = [1, *pids]
+    seeds = itertools.count(int(time.time()))
+    for each in chains.ROUNDS:  # after it everyone knows everyone
+        each(pids, random.Random(next(seeds)))
+    before = sizes(everyone)
+    end = time.monotonic() + SOAK_SECONDS
+
+    def soak(offset: int) -> int:
+        rounds = 0
+        while time.monotonic() < end:
+            seed = next(seeds)
+            try:
+                chains.ROUNDS[(offset + rounds) % len(chains.ROUNDS)](pids, random.Random(seed))
+            except BaseException as error:
+                raise AssertionError(f"round {rounds} of thread {offset}, seed {seed}") from error
+            rounds += 1
+        return rounds
+
+    soaking = [Aside(soak, number) for number in range(8)]
+    counts = [each.result(SOAK_SECONDS + 250) for each in soaking]
+    print(f"{sum(counts)} rounds in {SOAK_SECONDS} s")
+    assert min(counts) > 0
+
+    now = before
+
+    def has_returned() -> bool:
+        nonlocal now
+        now = sizes(everyone)
+        return all(new <= old for key in before for new, old in zip(now[key], before[key], strict=True))
+
+    try:
+        eventually(has_returned)
+    except AssertionError:
+        pytest.fail(f"before: {before}, after: {now}")
