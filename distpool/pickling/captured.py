@@ -67,7 +67,8 @@ def _text(exception: BaseException) -> str:
 def dump_exception(exception: BaseException | CapturedException, stage: str = "") -> Parcel:
     """Pickle a failure so that it surely opens: tried here first, with stand-ins for what cannot travel.
 
-    ``stage`` is the one of `CapturedException`. Open it with `load_exception`. Never raises for anything that the exception contains.
+    ``stage`` is the one of `CapturedException`. Open it with `load_exception`. Never raises for anything that the
+    exception contains.
     """
     captured = exception if isinstance(exception, CapturedException) else capture(exception)
     root = captured.ex

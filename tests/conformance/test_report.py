@@ -17,7 +17,6 @@ TESTS = Path(__file__).parent.parent
 NUMBERS = tuple(f"C{number:03}" for number in range(1, 245))
 
 
-
 def numbers_in(source: str) -> Iterator[str]:
     """The numbers in all ``pytest.mark.case(...)`` of a source text, wherever they stand."""
     for node in ast.walk(ast.parse(source)):

@@ -1,7 +1,7 @@
 """Engines that tests drive for real: which are here, and what it means when one is not.
 
 On a developer's machine a missing engine skips its tests, and the reason names the command that installs it. Where the
-build has installed one it says so (``DISTPOOL_ENGINES``, see tests/engines.sh), and a test that cannot use it is a failure.
+build has installed one it says so (``DISTPOOL_ENGINES``, see tests/engines.sh), and a test that cannot use it fails.
 """
 
 from __future__ import annotations
