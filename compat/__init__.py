@@ -8,9 +8,10 @@ does not load the others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers take it as true; typing would cost each worker that loads this several ms
 if TYPE_CHECKING:
+    from typing import Any
+
     from .installing import install as install
     from .installing import uninstall as uninstall
 

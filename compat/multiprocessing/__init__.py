@@ -26,12 +26,12 @@ Nothing is loaded before it is asked for: every worker imports this package, and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from . import aliases
 
+TYPE_CHECKING = False  # type checkers take it as true; typing would cost each worker that loads this several ms
 if TYPE_CHECKING:
     from multiprocessing import *  # noqa: F403
+    from typing import Any
 
     from .context import active_children as active_children
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+TYPE_CHECKING = False  # type checkers take it as true; typing would cost each worker that loads this several ms
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 OURS = __name__.rpartition(".")[0]
 
@@ -28,6 +31,8 @@ class Finder:
         package, _, module = name.rpartition(".")
         if package != OURS or not is_standard(module):
             return None
+        from importlib.machinery import ModuleSpec
+
         return ModuleSpec(name, Loader())  # type: ignore[arg-type]  # a loader by its methods
 
 

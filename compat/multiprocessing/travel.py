@@ -13,11 +13,13 @@ it does not wait for other processes (but a manager's proxy, which says hello to
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import distpool
+
+TYPE_CHECKING = False  # type checkers take it as true; typing would cost each worker that loads this several ms
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def register() -> None:
@@ -26,22 +28,20 @@ def register() -> None:
         distpool.register_reducer(name, reduce)
 
 
-@contextmanager
-def _as_if_spawning() -> Iterator[None]:
-    """Within it, objects give their state away. They are asked one by one; what is in the state has rules as well."""
+def _as_if_spawning(tell: Callable[[], Any]) -> Any:
+    """Let one object give its state away. It is not asked for what is in that, which has rules as well."""
     from multiprocessing import context
 
     outer = context.get_spawning_popen()
     context.set_spawning_popen(outer or object())  # type: ignore[arg-type]  # looked at only for being there
     try:
-        yield
+        return tell()
     finally:
         context.set_spawning_popen(outer)
 
 
 def _with_state(obj: Any) -> tuple[Any, ...]:
-    with _as_if_spawning():
-        return rebuild, (type(obj), obj.__getstate__())
+    return rebuild, (type(obj), _as_if_spawning(obj.__getstate__))
 
 
 def rebuild(kind: Any, state: Any) -> Any:
@@ -52,8 +52,7 @@ def rebuild(kind: Any, state: Any) -> Any:
 
 
 def _as_it_says(obj: Any) -> Any:
-    with _as_if_spawning():
-        return obj.__reduce__()
+    return _as_if_spawning(obj.__reduce__)
 
 
 # -- semaphores

@@ -12,35 +12,35 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import distpool
 
 from . import travel
 
+TYPE_CHECKING = False  # type checkers take it as true; typing would cost each worker that loads this several ms
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
+    from typing import Any
 
 
-class Role(NamedTuple):
+class Role:
     """Who a worker is to be; made in the driver (``births``), for all workers of a pool but for their numbers."""
 
-    start_method: str  # as the context of the pool says it; names and get_start_method() follow it
-    authkey: bytes
-    parent_name: str
-    parent_pid: int
-    parent_identity: tuple[int, ...]
-    kind: str  # "PoolWorker", or "Process" in an executor: part of the name
-
-
-class _Self(NamedTuple):
-    role: Role
-    identity: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Its name as a process."""
-        return worker_name(self.role.start_method, self.identity, self.role.kind)
+    def __init__(
+        self,
+        start_method: str,
+        authkey: bytes,
+        parent_name: str,
+        parent_pid: int,
+        parent_identity: tuple[int, ...],
+        kind: str,
+    ) -> None:
+        self.start_method = start_method  # as the context of the pool says it; names and get_start_method() follow it
+        self.authkey = authkey
+        self.parent_name = parent_name
+        self.parent_pid = parent_pid
+        self.parent_identity = parent_identity
+        self.kind = kind  # "PoolWorker", or "Process" in an executor: part of the name
 
 
 def worker_name(start_method: str, identity: Sequence[int], kind: str) -> str:
@@ -52,11 +52,11 @@ def worker_name(start_method: str, identity: Sequence[int], kind: str) -> str:
 def become(role: Role, number: int) -> None:
     """Become a worker of a pool. Called once in each, when what it begins with is opened, before all else in that."""
     travel.register()
-    me = _Self(role, (*role.parent_identity, number))
+    identity = (*role.parent_identity, number)
     watcher = Watcher(
         {
-            "multiprocessing.process": lambda module: _take_name(module, me),
-            "multiprocessing.context": lambda module: _take_method(module, me),
+            "multiprocessing.process": lambda module: _take_name(module, role, identity),
+            "multiprocessing.context": lambda module: _take_method(module, role),
             "multiprocessing.resource_tracker": share_tracker,
             "logging": _name_processes,
         }
@@ -129,18 +129,17 @@ class _Then:
 # -- who am I
 
 
-def _take_name(process: Any, me: _Self) -> None:
+def _take_name(process: Any, role: Role, identity: tuple[int, ...]) -> None:
     """``current_process()`` and ``parent_process()`` answer as in a worker of the standard library's."""
-    role = me.role
     myself = process.BaseProcess.__new__(_worker_class(process.BaseProcess))
     old = process._current_process
-    myself._identity = me.identity
+    myself._identity = identity
     myself._config = {**old._config, "authkey": process.AuthenticationString(role.authkey)}
     myself._parent_pid = role.parent_pid
     myself._parent_name = role.parent_name
     myself._popen = None
     myself._closed = False
-    myself._name = me.name
+    myself._name = worker_name(role.start_method, identity, role.kind)
     process._current_process = myself
     process._parent_process = process._ParentProcess(role.parent_name, role.parent_pid, _sentinel(role.parent_pid))
 
@@ -166,11 +165,11 @@ def _sentinel(os_pid: int) -> int:
     return os.pipe()[0]  # never readable: a worker does not outlive its parent, so as long as it asks, that lives
 
 
-def _take_method(context: Any, me: _Self) -> None:
+def _take_method(context: Any, role: Role) -> None:
     """``get_start_method()`` answers as in the driver."""
     default = context._default_context
-    if default.get_start_method() != me.role.start_method:
-        default.set_start_method(me.role.start_method, force=True)
+    if default.get_start_method() != role.start_method:
+        default.set_start_method(role.start_method, force=True)
     else:
         default.set_start_method(None, force=True)  # asking has fixed it
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,3 +172,12 @@ def test_logging_of_the_standard_library(run_script: Any) -> None:
     code, out, err = run_script(text)
     assert (code, out) == (0, "")
     assert err == "[WARNING/MainProcess] seen\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_cpython_s_own_tests_of_pools() -> None:
+    """All that this interpreter came with, but for the listed ones; 77 says that it came without."""
+    script = Path(__file__).parents[1] / "stdlib" / "pools.py"
+    finished = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=480)
+    assert finished.returncode in (0, 77), finished.stdout + finished.stderr
