@@ -6,6 +6,7 @@ given up is nobody's news, hence `eventually`.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import signal
@@ -186,6 +187,7 @@ def make_and_drop(pid: int, count: int) -> None:
 )
 def test_thousands_of_references_while_calls_run(workers: StartWorkers, eventually: Eventually, number: int) -> None:
     """C108: references come and go on a worker while other threads call it; all tables return to their start size."""
+    faulthandler.cancel_dump_traceback_later()  # of all stacks after a minute, which a busy machine may need
     (worker,) = workers(1)
     claims = default_member().books.claims
     before, here = remotecall_fetch(deeds.refs_count, worker), len(claims._records)
