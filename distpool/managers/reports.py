@@ -49,7 +49,9 @@ class Header(NamedTuple):
             ("protocol", self.version, ours.version),
         ):
             if theirs != here:
-                return f"{name} {theirs} there and {name} {here} here; all processes of a cluster need the same versions"
+                return (
+                    f"{name} {theirs} there and {name} {here} here; all processes of a cluster need the same versions"
+                )
         return None
 
     def line(self) -> bytes:
