@@ -51,7 +51,7 @@ def failure_of(
         if is_last:
             return because(error, f"{error.what_happened()}: the executor's workers were told to end")
         return because(error, f"{error.what_happened()}; only this call is lost, the executor goes on")
-    return error
+    return unexplained(error)
 
 
 def _remote(error: distpool.RemoteException) -> BaseException:
@@ -71,7 +71,7 @@ def _remote(error: distpool.RemoteException) -> BaseException:
 def unexplained(error: BaseException) -> BaseException:
     """Return what pickle itself raised, of the type that users catch, with our explanation as its cause."""
     original = error.__cause__
-    if not isinstance(error, TypeError) or original is None:
+    if not isinstance(error, TypeError) or original is None or not str(error).startswith("cannot send "):
         return error
     error.__cause__ = None
     original.__cause__ = error

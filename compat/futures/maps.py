@@ -9,9 +9,10 @@ for each result that is asked for. ``Ahead`` is what lies between it and the thr
 from __future__ import annotations
 
 import concurrent.futures
+import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import distpool
 
 from .engine import Engine
 from .failures import broken, opened
+from .worker import each
 
 # Plain results that came in one message are small when they are so many, and are let go together: the loop that yields
 # them one by one is the interpreter's own, four times as fast. Arbitrary.
@@ -105,3 +107,35 @@ def _results(
     finally:
         stream.close(interrupt=is_interrupted or engine.stops_running)
         engine.let_go(stream)
+
+
+def by_submit(
+    submit: Callable[..., concurrent.futures.Future[Any]],
+    fn: Callable[..., Any],
+    items: Iterator[tuple[Any, ...]],
+    size: int,
+    buffersize: int | None,
+    timeout: float | None,
+) -> Iterator[Any]:
+    """The map of an executor whose ``submit`` somebody has replaced: it sees each chunk, as in the standard library.
+
+    tqdm's ``process_map`` counts what is done that way.
+    """
+    until = None if timeout is None else time.monotonic() + timeout
+    chunks = iter(lambda: list(islice(items, size)), [])
+    calls = deque(submit(each, fn, chunk) for chunk in islice(chunks, buffersize))
+
+    def results() -> Iterator[Any]:
+        try:
+            while calls:
+                calls.extend(submit(each, fn, chunk) for chunk in islice(chunks, 1))  # with buffersize there are more
+                several = calls[0].result(None if until is None else until - time.monotonic())
+                calls.popleft()
+                several.reverse()
+                while several:
+                    yield several.pop()
+        finally:
+            for call in calls:
+                call.cancel()
+
+    return results()

@@ -144,7 +144,8 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         more for each result that is asked for. Items travel in messages of some milliseconds of work, found by
         measuring; ``chunksize`` fixes their number. A failed item raises when its turn comes and ends the iterator;
         unlike in the standard library the other items of its chunk are not lost. Closing the iterator takes back what
-        has not begun. One that is dropped before its first result leaves its tasks to be done.
+        has not begun. One that is dropped before its first result leaves its tasks to be done. When ``submit`` was
+        replaced, in a subclass or on the executor, it is called for each chunk, as in the standard library.
 
         ``timeout`` is in seconds from this call: ``concurrent.futures.TimeoutError`` when a result is not there then.
         """
@@ -157,11 +158,14 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         pool = self._engine.ready()
         if pool.broken is not None:
             raise broken(pool.broken)
+        per_chunk = 1 if chunksize is _NOT_GIVEN else chunksize
+        if getattr(self.submit, "__func__", None) is not ProcessPoolExecutor.submit:
+            tuples = zip(*iterables)  # noqa: B905  # as map() does
+            return maps.by_submit(self.submit, fn, tuples, per_chunk, buffersize, timeout)
         source = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables)  # noqa: B905  # as map() does
         options: dict[str, Any] = {"star": len(iterables) != 1}
-        per_chunk = 1
         if chunksize is not _NOT_GIVEN:
-            options["batch_size"] = per_chunk = chunksize
+            options["batch_size"] = per_chunk
         ahead: maps.Ahead | None = None
         if buffersize is None:
             stream = pool.stream(fn, list(source), **options)

@@ -15,3 +15,8 @@ def logged(initializer: Callable[..., object], initargs: Iterable[Any]) -> None:
 
         logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
         raise
+
+
+def each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+    """Run a chunk of a map whose executor submits chunks itself."""
+    return [fn(*args) for args in chunk]

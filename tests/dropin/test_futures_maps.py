@@ -230,3 +230,27 @@ def test_shutdown_that_cancels_ends_maps(tmp_path: Path) -> None:
     with pytest.raises(concurrent.futures.CancelledError):
         list(results)
     assert len(list(tmp_path.iterdir())) < 1900
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_submit_of_ones_own_sees_each_chunk(executor: ProcessPoolExecutor, size: int) -> None:
+    """On the executor or in a subclass, as in the standard library: programs count, or log, that way."""
+    seen: list[Any] = []
+    original = executor.submit
+
+    def counting(*args: Any) -> Any:
+        seen.append(args)
+        return original(*args)
+
+    executor.submit = counting  # type: ignore[method-assign,assignment]
+    assert list(executor.map(jobs.add, range(7), range(1, 9), chunksize=size)) == [1, 3, 5, 7, 9, 11, 13]
+    assert len(seen) == -(-7 // size)
+    numbers = itertools.count()
+    ahead = executor.map(jobs.square, numbers, chunksize=size, buffersize=2)
+    assert [next(ahead) for _ in range(4)] == [0, 1, 4, 9]
+    assert next(numbers) == {1: 6, 3: 12}[size]  # the buffer's two chunks, and one for each that was begun to be taken
+    ahead.close()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="bad item 2"):
+        list(executor.map(jobs.fail_on, itertools.repeat(2), range(5), chunksize=size))
+    with pytest.raises(concurrent.futures.TimeoutError):
+        list(executor.map(time.sleep, [0.5], timeout=0.01))

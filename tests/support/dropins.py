@@ -63,6 +63,10 @@ def square(x: Any) -> Any:
     return x * x
 
 
+def same(x: Any) -> Any:
+    return x
+
+
 def pair(x: Any, y: Any) -> Any:
     return (x, y)
 
@@ -86,6 +90,18 @@ def wait_for(path: str) -> str:
     while not os.path.exists(path):
         time.sleep(0.005)
     return path
+
+
+def touch_and_sleep(path: str) -> None:
+    touch(path)
+    time.sleep(1000)
+
+
+def meet_at(mine: str, other: str) -> str:
+    """Two of these need two workers."""
+    touch(mine)
+    wait_for(other)
+    return mine
 
 
 def keywords(*args: Any, **kwargs: Any) -> Any:
