@@ -84,6 +84,7 @@ class Engine:
         for done in [each for each in list(self._streams) if each.is_finished]:
             self._streams.pop(done, None)
         self._streams[stream] = iterator
+        stream.keep(self)
 
     def let_go(self, stream: distpool.ResultStream) -> None:
         """Its iterator is closed."""

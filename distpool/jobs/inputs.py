@@ -217,6 +217,7 @@ class StreamJob(InputJob):
         self._next = 0  # the task whose result comes next, when ordered
         self.consumed = 0
         self.consumer_waits = False
+        self.kept: object = None  # what else must not end meanwhile
         self.is_forsaken = False  # results are not kept; under _lock
 
     def next_size(self, workers: int) -> int:

@@ -93,6 +93,10 @@ class ResultStream:
         """Drop the results and whatever has not begun; with ``interrupt`` also stop what runs. Harmless to repeat."""
         self._dispatch.drop(self._job, interrupt)
 
+    def keep(self, thing: object) -> None:
+        """Keep something alive until the tasks are done and nobody will take their results any more."""
+        self._job.kept = thing
+
     def forsake(self) -> None:
         """Do all tasks, but keep no more results. Takes no lock: finalisers may call it, in any thread."""
         job, member = self._job, self._member

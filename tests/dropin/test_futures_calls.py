@@ -251,12 +251,12 @@ def test_many_wait_for_one(executor: ProcessPoolExecutor, tmp_path: Path) -> Non
 def test_ctrl_c_while_waiting_leaves_the_executor_usable(executor: ProcessPoolExecutor, tmp_path: Path) -> None:
     """A thread in result() reads; an interrupt ends its wait and loses nothing."""
     started, go = gate(tmp_path)
-    future = executor.submit(jobs.touch_and_wait, started, go)
+    future: Any = executor.submit(jobs.touch_and_wait, started, go)
     main = threading.main_thread().ident
     assert main is not None
 
     def interrupt() -> None:
-        eventually(lambda: os.path.exists(started))
+        eventually(lambda: os.path.exists(started) and future._readers)  # the main thread is in result()
         signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
