@@ -313,3 +313,18 @@ def connection_of_mine() -> Any:
 def send_through(connection: Any, what: Any) -> None:
     connection.send(what)
     connection.close()
+
+
+def rosenbrock(x: Any) -> float:
+    """A valley that is hard to find the bottom of."""
+    return float(sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2))
+
+
+def log_density(x: Any, width: float) -> float:
+    return -0.5 * float(x @ x) / width
+
+
+def wave(x: float) -> Any:
+    import numpy
+
+    return numpy.sin(numpy.arange(1, 4) * x)
