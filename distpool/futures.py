@@ -227,7 +227,8 @@ class TaskFuture(Future[T], Generic[T]):
                 else:
                     waiter.done = True
             try:
-                if not self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout)):
+                deadline = None if timeout is None else Deadline(timeout)
+                if not self._member.reader.wait(waiter, deadline, eager=True):
                     raise TimeoutError(f"{self!r} is not done after {timeout} seconds")
             finally:
                 if not waiter.done:

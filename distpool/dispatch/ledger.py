@@ -108,6 +108,8 @@ class Ledger:
 
     def next_taker(self) -> Waiter | None:
         """Return who is to be called next; it leaves the queue, so that two free workers never call the same."""
+        if not self._takers:  # whoever comes after this sees the room that we were called for
+            return None
         with self._lock:
             return self._takers.popleft() if self._takers else None
 
@@ -128,6 +130,8 @@ class Ledger:
 
     def pop_drainers(self) -> list[Waiter]:
         """Return all who wait for the end of the work; they look, and queue again."""
+        if not self._drainers:  # whoever comes after this sees what we were called for
+            return []
         with self._lock:
             drainers, self._drainers = self._drainers, []
             return drainers
@@ -256,14 +260,24 @@ class Ledger:
         Returns also whether there was an idle worker, and something in flight, for which it may choose later.
         """
         with self._lock:
-            idle = sum(1 for slot in self._slots.values() if not slot.is_held and not slot.load)
+            # Plain loops: this is looked at twice for each single call, mostly in vain.
+            idle = 0
+            for slot in self._slots.values():
+                if not slot.in_flight and not slot.reserved and not slot.is_held:
+                    idle += 1
             if not idle:
                 return False, []
-            candidates = [shipment for shipment in self._shipments() if _can_share(shipment)]
+            candidates = []
+            for slot in self._slots.values():
+                for shipment in slot.in_flight:
+                    if _can_share(shipment):
+                        candidates.append(shipment)
+            if not candidates:
+                return False, []
             chosen = choose(candidates, idle)
             for shipment, _ in chosen:
                 shipment.is_recalled = True
-            return bool(candidates), chosen
+            return True, chosen
 
     def mark_calls(self) -> tuple[list[Shipment], list[CallJob]]:
         """Return the jobs of single calls, and their shipments that something can be taken back from."""

@@ -135,7 +135,7 @@ class Promising(AbstractWorkerPool):
         The thread that waits reads for everybody meanwhile, so it is not woken by another one when ``complete`` is
         called from a promise's ``resolve``. A waiter serves one wait of one thread.
         """
-        return self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout))
+        return self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout), eager=True)
 
     def attend(self) -> None:
         """Somebody waits for an outcome, and not in ``wait_for``: let it be read without delay. Does not block."""
