@@ -31,9 +31,10 @@ from distpool.wire import Buffer
 class Claim:
     """What this process holds of one reference. Given back when nobody needs it."""
 
-    __slots__ = ("__weakref__", "rrid", "where")
+    __slots__ = ("__weakref__", "rrid", "table", "where")
 
-    def __init__(self, where: int, rrid: RRID) -> None:
+    def __init__(self, table: Claims, where: int, rrid: RRID) -> None:
+        self.table = table  # of the cluster to which the reference belongs
         self.where = where
         self.rrid = rrid
 
@@ -97,6 +98,17 @@ class Claims:
         with self._lock:
             return self._find(where, rrid)[0]
 
+    def check(self, claims: Iterable[Claim]) -> None:
+        """Raise TypeError for references that are about to leave the cluster in which they have a meaning."""
+        for claim in claims:
+            if claim.table is not self:
+                raise TypeError(
+                    f"the Future or RemoteChannel (where={claim.where}, whence={claim.rrid.whence}, id={claim.rrid.id}) "
+                    "belongs to another cluster than the process that it was to be sent to: WorkerPool(processes=...) "
+                    "has a cluster of its own. Send what it holds, or make the pool of workers that know it: "
+                    "WorkerPool(addprocs(n))"
+                )
+
     def sent(self, claims: Iterable[Claim]) -> None:
         """Take note that somebody is about to get these references from us."""
         with self._lock:
@@ -109,7 +121,7 @@ class Claims:
         """The claim of a reference and its record, made if there is none. Under the lock."""
         claim = self._living(rrid)
         if claim is None:
-            claim = Claim(where, rrid)
+            claim = Claim(self, where, rrid)
             new = _Record(claim, self.dropped.append)
             other = self._living(rrid)  # making objects may have run finalisers, which may have made this one
             if other is None:

@@ -315,6 +315,10 @@ class Member:
 
     # -- references in messages (peer.References) ------------------------------------------------------------------
 
+    def check(self, parcel: Parcel) -> None:
+        """See ``Claims.check``."""
+        self.books.claims.check(parcel.refs or ())
+
     def announce(self, claims: Sequence[Any], pid: int) -> None:
         """See ``Bookkeeping.announce``."""
         self.books.announce(claims, pid)
@@ -368,6 +372,7 @@ class Member:
         segment: Segment | None = None,
     ) -> int:
         """Send a request whose answer goes to ``pending``; return its number. ``segment`` as for ``send_parcel``."""
+        self.check(parcel)
         request = peer.next_request()
         peer.pending[request] = pending
         flags = 0 if parcel.foreign or parcel.refs or parcel.globals else m.FLAG_PLAIN

@@ -73,6 +73,9 @@ class Pending(Protocol):
 class References(Protocol):
     """What a connection needs to know of the references in its messages (``Member``)."""
 
+    def check(self, parcel: Parcel) -> None:
+        """Raise TypeError when references in it have no meaning at the other side."""
+
     def announce(self, claims: Sequence[Any], pid: int) -> None:
         """Tell the owners that ``pid`` is about to get these references. Before the message itself is sent."""
 
@@ -190,9 +193,14 @@ class Peer:
         ref: int = 0,
         segment: segments.Segment | None = None,
     ) -> bool:
-        """Send a message with a pickled payload; ``segment`` holds its large buffers, one for many receivers."""
+        """Send a message with a pickled payload; ``segment`` holds its large buffers, one for many receivers.
+
+        Returns False when the connection is closed. Raises TypeError for references of another cluster.
+        """
         if not parcel.globals and not parcel.refs:
             return self._send_wrapped(kind, flags, request, whence, ref, parcel.body, parcel.buffers, segment)
+        if parcel.refs:
+            self._references.check(parcel)
         # Ctrl-C in here would leave globals noted as sent, and references told of, that nobody gets.
         with DeferredInterrupt(), self._globals_lock:
             more, body, buffers = wrap(parcel, self.sent_globals)

@@ -83,7 +83,7 @@ class RemoteRef:
         if self.where == self._member.pid:
             return self._ask_here(op, args, timeout)
         peer = self._member.peer(self.where)
-        frame = self._member.request_within(peer, m.REF, _packed(op, args, self.where), self.rrid, timeout)
+        frame = self._member.request_within(peer, m.REF, _packed(op, args, self.where), self.rrid, timeout, op not in _LOOKS)
         try:
             return self._member.open_answer(peer, frame)
         except ChannelClosedError as error:
@@ -146,6 +146,8 @@ class RemoteRef:
             )
 
 
+# What takes nothing away: when it was asked in vain, nothing is lost with an answer that comes too late.
+_LOOKS: Final = ("fetch", "wait", "isready")
 _CODES: Final = {op: bytes([code]) for code, op in enumerate(m.OPERATIONS)}
 
 
@@ -308,6 +310,9 @@ class RemoteChannel(RemoteRef, Generic[T]):
     ``RemoteChannel(factory, pid)`` runs ``factory()`` at ``pid``; what it returns, a ``Channel`` or any object with its
     methods, holds the items there. Without a factory it is a channel of size 1. Sending the RemoteChannel sends its
     numbers only. Closing raises ChannelClosedError in whoever waits to put, and in takers once it is empty.
+
+    A method of such an object cannot be ended: out of time, or interrupted, it runs on where it is. What a late ``take``
+    brings is for the next one with equal arguments; a late ``put`` is done although it raised TimeoutError.
 
     >>> jobs = RemoteChannel(lambda: Channel(10))
     >>> _ = jobs.put(1).put(2)

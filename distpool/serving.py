@@ -255,16 +255,19 @@ def send_value(peer: Peer, request: int, value: object) -> bool:
     Returns whether the value itself was sent.
     """
     try:
-        parcel = dump(value, peer.pid)
+        return peer.send_parcel(m.RESULT, dump(value, peer.pid), request=request)
     except BaseException as error:
         send_error(peer, request, error)
         return False
-    return peer.send_parcel(m.RESULT, parcel, request=request)
 
 
 def send_error(peer: Peer, request: int, error: BaseException) -> bool:
     """Answer a request with the exception it raised. Returns whether it was sent."""
-    return peer.send_parcel(m.RESULT, dump_exception(error), flags=m.FLAG_ERROR, request=request)
+    try:
+        return peer.send_parcel(m.RESULT, dump_exception(error), flags=m.FLAG_ERROR, request=request)
+    except TypeError as unsendable:  # it holds references that have no meaning there, and is the context of this one
+        instead = TypeError(*unsendable.args)
+    return peer.send_parcel(m.RESULT, dump_exception(instead), flags=m.FLAG_ERROR, request=request)
 
 
 def report_unraisable(pid: int, error: BaseException) -> None:

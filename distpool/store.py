@@ -422,7 +422,8 @@ class Store:
     def abandon(self, client: int, request_id: int) -> bool:
         """Gives up a request that runs in a user's own backing store. True: it will never be answered.
 
-        It runs on. What a take brings later is for the next take with the same arguments; a put may still be done.
+        It runs on. What a take brings later is for the next take with equal arguments (fetch and isready see it, too); a
+        put may still be done.
         """
         with self._lock:
             if not self.is_in_own_store(client, request_id):
@@ -506,14 +507,15 @@ class Store:
             with self._lock:  # a user's own backing store need not have it
                 entry.kept.append((args, value))
 
-    def _take_kept(self, entry: _Entry, args: tuple[Any, ...]) -> Any:
+    def _kept_item(self, entry: _Entry, args: tuple[Any, ...], is_taken: bool) -> Any:
         """An item that an earlier take with equal arguments has brought for nobody, or NOTHING."""
         for each in list(entry.kept):
             if each[0] == args:  # the user's code: under no lock
                 with self._lock:
                     for index, other in enumerate(entry.kept):
                         if other is each:
-                            del entry.kept[index]
+                            if is_taken:
+                                del entry.kept[index]
                             return each[1]
         return NOTHING
 
@@ -532,10 +534,10 @@ def _close(channel: Any) -> None:
 
 def _run_own(request: _Request) -> None:
     """Runs an operation on a user's own backing store."""
-    if request.op == "take" and request.entry.kept:
-        outcome = _outcome(request.store._take_kept, (request.entry, request.args))
-        if outcome[1] is not NOTHING:
-            request.reply(*outcome)
+    if request.entry.kept and request.op in ("take", "fetch", "isready"):
+        ok, item = _outcome(request.store._kept_item, (request.entry, request.args, request.op == "take"))
+        if item is not NOTHING:
+            request.reply(ok, True if ok and request.op == "isready" else item)
             return
     method = "put" if request.op == "set" else request.op
     request.reply(*_outcome(lambda *args: getattr(request.entry.channel, method)(*args), request.args))

@@ -422,7 +422,7 @@ class Tasks:
         envelope.sent += count
         now = monotonic()
         spent, envelope.since = now - envelope.since, now
-        parcel, apart = _pack_results(results, envelope.failed, envelope.peer.pid)
+        parcel, apart = _pack_results(results, envelope.failed, envelope.peer.pid, self._member.check)
         envelope.peer.send_parcel(
             m.TASKS_DONE,
             parcel,
@@ -456,26 +456,30 @@ UNINTERRUPTIBLE: Final = frozenset(
 )
 
 
-def _pack_results(results: list[Any], may_have_failed: bool, to: int) -> tuple[Parcel, bool]:
+def _pack_results(
+    results: list[Any], may_have_failed: bool, to: int, check: Callable[[Parcel], None]
+) -> tuple[Parcel, bool]:
     """Pickle results: all at once when opening them can run no strange code, else one by one.
 
-    One by one, a result that cannot be pickled here or opened there costs only itself.
+    One by one, a result that cannot be pickled here or opened there, or that must not be sent, costs only itself.
     """
     if not (may_have_failed and any(type(result) is _Raised for result in results)):
         try:
             parcel = dump(results, to)
+            check(parcel)
         except BaseException:
             pass  # some result cannot be pickled: find out which below
         else:
             if not parcel.foreign:
                 return parcel, False
-    return bundle([_pack_one(result, to) for result in results]), True
+    return bundle([_pack_one(result, to, check) for result in results]), True
 
 
-def _pack_one(result: Any, to: int) -> tuple[bool, Parcel]:
-    if type(result) is _Raised:
-        return False, dump_exception(result.error, result.stage)
+def _pack_one(result: Any, to: int, check: Callable[[Parcel], None]) -> tuple[bool, Parcel]:
+    has_failed = type(result) is _Raised
     try:
-        return True, dump(result, to)
+        parcel = dump_exception(result.error, result.stage) if has_failed else dump(result, to)
+        check(parcel)
+        return not has_failed, parcel
     except BaseException as error:
         return False, dump_exception(error, "packing")

@@ -80,6 +80,7 @@ class Sending:
             run = Run(run.first, run.items[:size], run.attempt)
         try:
             parcel, is_apart = job.pack(run, slot.pid)
+            self._member.check(parcel)
             if slot.peer is not None:
                 _introduce(job, slot.peer)
         except BaseException as error:  # an item that cannot be pickled
