@@ -102,8 +102,9 @@ class Claims:
         """Raise TypeError for references that are about to leave the cluster in which they have a meaning."""
         for claim in claims:
             if claim.table is not self:
+                whence, number = claim.rrid
                 raise TypeError(
-                    f"the Future or RemoteChannel (where={claim.where}, whence={claim.rrid.whence}, id={claim.rrid.id}) "
+                    f"the Future or RemoteChannel (where={claim.where}, whence={whence}, id={number}) "
                     "belongs to another cluster than the process that it was to be sent to: WorkerPool(processes=...) "
                     "has a cluster of its own. Send what it holds, or make the pool of workers that know it: "
                     "WorkerPool(addprocs(n))"

@@ -80,7 +80,7 @@ def test_reference_of_a_pool_sent_to_other_workers(pool: WorkerPool, workers: St
         lambda: distpool.remote_do(put, worker, theirs, 1),
         lambda: distpool.pmap(put, [theirs], [1]),
         lambda: there.put(theirs),
-        lambda: Future(worker).put(theirs),
+        lambda: Future[Any](worker).put(theirs),
     ]
     for call in calls:
         with refused:
