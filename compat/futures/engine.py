@@ -111,6 +111,11 @@ class Engine:
             self._callbacks.popleft()()
         self.wake_idlers()
 
+    @property
+    def is_calling_back(self) -> bool:
+        """True in the thread that makes such calls, while it does."""
+        return self._caller == threading.get_ident()
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def wake_idlers(self) -> None:

@@ -9,6 +9,7 @@ for each result that is asked for. ``Ahead`` is what lies between it and the thr
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 import time
 import weakref
 from collections import deque
@@ -110,6 +111,7 @@ def _results(
 
 
 def by_submit(
+    engine: Engine,
     submit: Callable[..., concurrent.futures.Future[Any]],
     fn: Callable[..., Any],
     items: Iterator[tuple[Any, ...]],
@@ -119,23 +121,33 @@ def by_submit(
 ) -> Iterator[Any]:
     """The map of an executor whose ``submit`` somebody has replaced: it sees each chunk, as in the standard library.
 
-    tqdm's ``process_map`` counts what is done that way.
+    tqdm's ``process_map`` counts what is done that way, by callbacks; so results come when these have been made.
     """
     until = None if timeout is None else time.monotonic() + timeout
     chunks = iter(lambda: list(islice(items, size)), [])
-    calls = deque(submit(each, fn, chunk) for chunk in islice(chunks, buffersize))
+
+    def begin(chunk: list[tuple[Any, ...]]) -> tuple[concurrent.futures.Future[Any], threading.Event]:
+        call, called_back = submit(each, fn, chunk), threading.Event()
+        call.add_done_callback(lambda _: called_back.set())
+        return call, called_back
+
+    calls = deque(begin(chunk) for chunk in islice(chunks, buffersize))
 
     def results() -> Iterator[Any]:
         try:
             while calls:
-                calls.extend(submit(each, fn, chunk) for chunk in islice(chunks, 1))  # with buffersize there are more
-                several = calls[0].result(None if until is None else until - time.monotonic())
+                calls.extend(begin(chunk) for chunk in islice(chunks, 1))  # with buffersize there are more
+                call, called_back = calls[0]
+                several = call.result(None if until is None else until - time.monotonic())
+                if not engine.is_calling_back:  # a callback that reads a map would wait for itself
+                    called_back.wait()
                 calls.popleft()
+                del call
                 several.reverse()
                 while several:
                     yield several.pop()
         finally:
-            for call in calls:
-                call.cancel()
+            for unwanted, _ in calls:
+                unwanted.cancel()
 
     return results()

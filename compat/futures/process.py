@@ -161,7 +161,7 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         per_chunk = 1 if chunksize is _NOT_GIVEN else chunksize
         if getattr(self.submit, "__func__", None) is not ProcessPoolExecutor.submit:
             tuples = zip(*iterables)  # noqa: B905  # as map() does
-            return maps.by_submit(self.submit, fn, tuples, per_chunk, buffersize, timeout)
+            return maps.by_submit(self._engine, self.submit, fn, tuples, per_chunk, buffersize, timeout)
         source = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables)  # noqa: B905  # as map() does
         options: dict[str, Any] = {"star": len(iterables) != 1}
         if chunksize is not _NOT_GIVEN:

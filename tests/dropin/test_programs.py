@@ -48,6 +48,12 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture
+def no_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the thread that tqdm keeps for bars that stand still."""
+    monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)
+
+
+@pytest.fixture
 def pools_made() -> Iterator[Callable[[], int]]:
     """The standard library's classes make ours: so many up to now."""
     install(workers=2)
@@ -131,7 +137,7 @@ def test_scipy_makes_its_own_pool(pools_made: Callable[[], int]) -> None:
     assert pools_made() == 2
 
 
-def test_tqdm_process_map(pools_made: Callable[[], int]) -> None:
+def test_tqdm_process_map(no_monitor: None, pools_made: Callable[[], int]) -> None:
     """The bar goes to its end with what is done, the lock that keeps bars apart is set in the workers."""
     shown = io.StringIO()
     numbers = list(range(50))
