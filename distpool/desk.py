@@ -383,7 +383,7 @@ class Desk(Generic[T]):
         if self.size == INFINITE:
             return True
         count = self._count()
-        if count >= self.size or not self._inboxes:
+        if not self._inboxes:
             return count < self.size
         if count + sum(inbox.granted for inbox in self._inboxes) >= self.size:
             for inbox in self._inboxes:

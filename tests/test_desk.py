@@ -417,6 +417,18 @@ def test_places_are_limited_and_come_again(reader: Reader) -> None:
     assert count == 5 * PLACES
 
 
+def test_who_waits_for_room_is_not_overtaken(reader: Reader) -> None:
+    """Not even by a place that was kept before items were put back beyond the limit."""
+    channel: Channel[int] = Channel(4)
+    inbox = Inbox(channel, reader)
+    assert channel.listen_to(inbox)
+    slot = Slot(*inbox.open())
+    for number in range(4):
+        channel.put_back(number)
+    assert channel.request("put", 4, lambda ok, value: None) is not None
+    assert not slot.put(5)
+
+
 @pytest.mark.parametrize("item", [int, {1: RuntimeError("x")}, "x" * 5000, 1j], ids=["class", "error", "long", "named"])
 def test_what_needs_more_than_its_bytes_is_asked_for(item: object, reader: Reader) -> None:
     """Inboxes are opened under a lock: nothing may run by that, not even an import."""
