@@ -11,6 +11,7 @@ over further workers when ``launch`` has returned: each joins by itself, on a ca
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -151,6 +152,7 @@ class _Joining:
         members, leaving = self._member.membership()
         welcome = {**self._welcome, "pid": self.pid, "members": members, "leaving": leaving}
         welcome["is_spread"] = self._member.is_spread
+        welcome["host_timeout"] = os.environ.get("DISTPOOL_HOST_TIMEOUT")
         self._member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
         for parcel in self._member.first_calls:
             self._first_calls.append(OpenCall(self._member, self._peer, parcel))

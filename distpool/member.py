@@ -52,6 +52,9 @@ Action = Callable[[Peer, Frame], None]
 # How long a closed stream waits for the report of how its process ended. The report of a fork server comes within a
 # millisecond; a process that closed its stream and lives on is killed after this time.
 EXIT_REPORT_SECONDS: Final = 0.5
+# How long somebody whose time is up waits for a last word that may be lost. More than a round trip, or he would never
+# get it; arbitrary.
+LAST_WORD_SECONDS: Final = 0.5
 
 # One set of idle threads for all clusters that share a reader: many pools, one after the other, need no more than one
 # has.
@@ -182,9 +185,9 @@ class Member:
             process.send_signal(9)
             self._depart(peer, Departure(process.os_pid, detail="it closed its connection, and was killed"))
 
-    def give_up(self, peer: Peer) -> None:
+    def give_up(self, peer: Peer, detail: str = "it did not end when asked", was_asked: bool = True) -> None:
         """Close the connection to a process that does not end and cannot be killed from here."""
-        self._depart(peer, Departure(detail="it did not end when asked", was_asked=True))
+        self._depart(peer, Departure(detail=detail, was_asked=was_asked))
 
     def _process_ended(self, peer: Peer, exit_code: int | None, signum: int | None) -> None:
         """The process is gone; what it sent before is still in the socket and counts."""
@@ -197,6 +200,8 @@ class Member:
     def _depart(self, peer: Peer, departure: Departure) -> None:
         if peer.fault is not None:
             departure.detail = f"what came from it could not be understood, and its connection was closed: {peer.fault}"
+        elif peer.silence is not None:
+            departure.detail = peer.silence
         if self.cluster.depart(peer, departure):
             if peer.pid in self._elsewhere:
                 self._elsewhere.discard(peer.pid)
@@ -345,8 +350,13 @@ class Member:
             raise
         return self.answer_of(reply)
 
-    def request_within(self, peer: Peer, kind: int, parcel: Parcel, rrid: RRID, timeout: float | None) -> Frame:
-        """As ``request``, about a reference, for at most ``timeout`` seconds; then it is withdrawn: TimeoutError."""
+    def request_within(
+        self, peer: Peer, kind: int, parcel: Parcel, rrid: RRID, timeout: float | None, takes: bool = True
+    ) -> Frame:
+        """As ``request``, about a reference, for at most ``timeout`` seconds; then it is withdrawn: TimeoutError.
+
+        When it ``takes`` something away, the owner has the last word, and is waited for even if it is stuck.
+        """
         if timeout is None:
             return self.request(peer, kind, parcel, rrid.whence, rrid.id)
         reply = Reply()
@@ -355,6 +365,10 @@ class Member:
         if not reply.done:
             # What the owner is just now sending must not be lost, so it has the last word, at once.
             peer.send(m.WITHDRAW, request=request)
+            self.reader.wait(reply, None if takes else Deadline(LAST_WORD_SECONDS), eager=True)
+        if not reply.done and peer.pending.pop(request, None) is not None:
+            raise TimeoutError(f"process {peer.pid} had no answer about {tuple(rrid)} within {timeout} seconds")
+        if not reply.done:  # it is arriving at this moment
             self.reader.wait(reply, eager=True)
         frame = self.answer_of(reply)
         if frame.flags & m.FLAG_WITHDRAWN:

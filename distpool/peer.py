@@ -14,6 +14,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from errno import EHOSTUNREACH, ENETUNREACH, ETIMEDOUT
 from itertools import count
 
 from distpool import segments
@@ -39,6 +40,8 @@ from distpool.wire import Buffer, Frame, FrameParser, encode
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from distpool.vanishing import HostWatch
+
 # A caller whose connection has more than this unsent waits until it is below: enough to keep the other side busy, and
 # no more memory than one large message. Arbitrary.
 OUTBOX_BYTES: Final = 16 << 20
@@ -47,6 +50,8 @@ OUTBOX_BYTES: Final = 16 << 20
 # loopback: 100 MB take 30 ms with this, 36 with the kernel's own choice.
 SOCKET_BUFFER_BYTES: Final = 1 << 20
 _LOOPBACK: Final = ("127.0.0.1", "::1")
+# What the kernel says of a connection whose other host does not answer it any more.
+_UNREACHABLE: Final = (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH)
 # The kernel takes at most IOV_MAX pieces in one call, 1024 on Linux.
 MAX_PIECES: Final = 512
 # How many times one connection is read before the others get their turn.
@@ -133,6 +138,7 @@ class Peer:
         self.sent_globals = SentGlobals()
         self.is_in_our_process = False  # the other side shares our ``__main__``: nothing in it is replaced by a copy
         self.fault: str | None = None  # why what came could not be understood
+        self.silence: str | None = None  # that its host does not answer any more
         self.known_functions: set[int] = set()  # numbers of the callables it keeps for our pools
         self._stream = stream
         self._reader = reader
@@ -154,6 +160,9 @@ class Peer:
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 stream.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
         reader.register(self)
+        self._watch: HostWatch | None = None  # over the network only
+        if not is_unix and stream.getpeername()[0] not in _LOOPBACK:
+            self.watch_host()
         self._read_on()
 
     def __repr__(self) -> str:
@@ -174,6 +183,30 @@ class Peer:
         if self._stream.family not in (socket.AF_INET, socket.AF_INET6):
             raise OSError("this connection goes over no network")
         return str(self._stream.getsockname()[0])
+
+    # -- its host ------------------------------------------------------------------------------------------------
+
+    def watch_host(self) -> None:
+        """See to it that the end of its host is noticed in time; again after the limit has changed."""
+        if self._stream.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        from distpool.vanishing import HostWatch, ask_when_silent, host_timeout  # not for workers of this machine
+
+        if self._watch is not None:
+            self._watch.cancel()
+        seconds = host_timeout()
+        ask_when_silent(self._stream, seconds)
+        self._watch = HostWatch(self._stream, self._reader, seconds, self._host_vanished)
+
+    def _host_vanished(self) -> None:
+        self._note(OSError(ETIMEDOUT, "Connection timed out"))
+        self._end()
+
+    def _note(self, error: OSError) -> None:
+        """Remember when a connection did not end by the other side's doing."""
+        if error.errno in _UNREACHABLE and self.silence is None:
+            limit = "" if self._watch is None else f" for {self._watch.seconds:g} s (DISTPOOL_HOST_TIMEOUT)"
+            self.silence = f"its host has not answered{limit}: {error.strerror}"
 
     # -- sending -------------------------------------------------------------------------------------------------
 
@@ -274,7 +307,8 @@ class Peer:
             sent = self._stream.send(piece)
         except BlockingIOError:
             return [piece]
-        except OSError:
+        except OSError as error:
+            self._note(error)
             self._end_sending()
             return []
         return [] if sent == len(piece) else [memoryview(piece)[sent:]]
@@ -288,7 +322,8 @@ class Peer:
                 sent = self._send_some(views, descriptors)
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as error:
+                self._note(error)
                 self._drop_outbox()
                 self._end_sending()
                 return
@@ -395,6 +430,8 @@ class Peer:
                 # A connection that breaks is the end of the other side; one that brings nonsense is told of as such.
                 if isinstance(error, RemoteProtocolError) or hasattr(error, "reason"):  # or of an error of TLS
                     self.fault = str(error)
+                else:
+                    self._note(error)
             if frames is None:
                 self._end()
                 return
@@ -464,6 +501,8 @@ class Peer:
                 return
             self.is_open = False
             self._reader.unregister(self)
+            if self._watch is not None:
+                self._watch.cancel()
             self._drop_outbox()
             self._stream.close()
         descriptors, self._descriptors = self._descriptors, deque()  # a message in hand must not claim a closed one

@@ -83,7 +83,9 @@ class RemoteRef:
         if self.where == self._member.pid:
             return self._ask_here(op, args, timeout)
         peer = self._member.peer(self.where)
-        frame = self._member.request_within(peer, m.REF, _packed(op, args, self.where), self.rrid, timeout)
+        frame = self._member.request_within(
+            peer, m.REF, _packed(op, args, self.where), self.rrid, timeout, op not in _LOOKS
+        )
         try:
             return self._member.open_answer(peer, frame)
         except ChannelClosedError as error:
@@ -146,6 +148,8 @@ class RemoteRef:
             )
 
 
+# What takes nothing away: when it was asked in vain, nothing is lost with an answer that comes too late.
+_LOOKS: Final = ("fetch", "wait", "isready")
 _CODES: Final = {op: bytes([code]) for code, op in enumerate(m.OPERATIONS)}
 
 

@@ -16,6 +16,7 @@ from distpool.credentials import Part, own_credentials
 from distpool.errors import HandshakeError
 from distpool.handshake import Handshake, Role
 from distpool.transport import Deadline
+from distpool.vanishing import ask_when_silent, host_timeout
 
 if TYPE_CHECKING:
     from distpool.tls import Encryption
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 LOOPBACK: Final = "127.0.0.1"
 # What a listening worker prints, alone on its line. Julia's form, under our name.
 _ADDRESS_LINE: Final = re.compile(r"^distpool_worker:(\d{1,5})#(\S+)\s*$")
-# A host that has died says nothing; these make the kernel ask after 15 s of silence and give up 20 s later. Arbitrary,
-# short enough for a user who waits, long enough for a network that hiccups.
-_KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 
 
 class Conversation(Protocol):
@@ -154,10 +152,7 @@ def own_encryption(part: Part) -> Encryption | None:
 def tune(stream: socket.socket) -> socket.socket:
     """Set what every connection of ours wants: messages leave at once, and a host that has vanished is noticed."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE:
-        if hasattr(socket, name):  # not every system has all three
-            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    ask_when_silent(stream, host_timeout())
     return stream
 
 

@@ -142,6 +142,10 @@ class SecureSocket:
         """As a socket's."""
         self._stream.setsockopt(level, option, value)
 
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        """As a socket's, with a size."""
+        return self._stream.getsockopt(level, option, size)
+
     def shutdown(self, how: int) -> None:
         """As a socket's. Frames say how long they are, so the end of a connection needs no words of TLS."""
         self._stream.shutdown(how)

@@ -204,6 +204,10 @@ class Worker:
         welcome = self._member.open(frame)
         self._member.pid = self._member.cluster.pid = welcome["pid"]
         self._member.cluster.add(peer)
+        told = welcome["host_timeout"]
+        if told is not None and told != os.environ.get("DISTPOOL_HOST_TIMEOUT") and not self._is_guest:
+            os.environ["DISTPOOL_HOST_TIMEOUT"] = told  # for whom it dials later, too
+            peer.watch_host()
         self._member.cluster.know(welcome["members"], welcome["leaving"])
         note_spread(self._member, welcome["is_spread"])
         if "logging" in welcome:

@@ -32,6 +32,7 @@ FLOORS = (
         "waiting",
         "polling",
         "transport",
+        "vanishing",
         "tls",
         "authority",
         "tcp",

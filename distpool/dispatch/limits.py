@@ -58,9 +58,13 @@ class Limits:
         if started is None and shipment.slot.page is not None:
             return  # the worker is in a task of somebody else
         is_stuck = started is None or (started[1] > 0 and index in (None, started[0] - 1))
-        config = self._member.configs.get(shipment.slot.pid)
-        if is_stuck and config is not None and config.process is not None:
+        config, peer = self._member.configs.get(shipment.slot.pid), shipment.slot.peer
+        if not is_stuck:
+            return
+        if config is not None and config.process is not None:
             config.process.send_signal(9)
+        elif peer is not None:  # somebody else has started it: what can be done from here is to work without it
+            self._member.give_up(peer, "it was stuck, and its connection was closed", was_asked=False)
 
 
 def too_late(job: Job) -> TimeoutError:

@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from distpool.light import Final, NamedTuple
 from distpool.managers.interpreter import words
 from distpool.managers.machines import Machine
+from distpool.vanishing import host_timeout
 
 # No terminal, no X11, no agent for the other side, and no forwardings that the user's configuration asks for: a second
 # login to a host would find their ports taken. Julia's flags.
 SSH_FLAGS: Final = ("-T", "-x", "-a", "-o", "ClearAllForwardings=yes")
 # Behind the user's flags, because ssh takes the first value that it finds: a login that would ask for a password has no
-# terminal to ask on, and must fail instead of waiting; a host that vanished without a word is noticed after a minute.
-SSH_DEFAULTS: Final = ("-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
+# terminal to ask on, and must fail instead of waiting; a host that vanished without a word is noticed in time.
+SSH_DEFAULTS: Final = ("-o", "BatchMode=yes", "-o", "ServerAliveCountMax=3")
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 # Windows takes nearly anything for a name; the signs that its shell would act on are left out.
@@ -51,7 +52,12 @@ def ssh_command(
     port = ("-p", str(machine.port)) if machine.port else ()
     given = shlex.split(flags) if isinstance(flags, str) else [str(flag) for flag in flags]
     call = () if command is None else (command,)
-    return [*words(program), *SSH_FLAGS, *given, *port, *SSH_DEFAULTS, *more, machine.login, *call]
+    return [*words(program), *SSH_FLAGS, *given, *port, *SSH_DEFAULTS, *_alive(), *more, machine.login, *call]
+
+
+def _alive() -> tuple[str, str]:
+    """How often ssh asks the other side whether it is there: three times in vain, and it gives up."""
+    return "-o", f"ServerAliveInterval={max(1, int(host_timeout() / 3))}"
 
 
 def worker_command(

@@ -24,9 +24,11 @@ GARBAGE = bytes(range(7, 39))
 class Listener:
     """A worker that waits for its driver; ``host`` and ``port`` are what it has printed."""
 
-    def __init__(self, *options: str, cookie: str | None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *options: str, cookie: str | None, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *options],
+            [*prefix, *COMMAND, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -62,11 +64,12 @@ class Listener:
 
 
 @contextmanager
-def listening(*options: str, cookie: str | None = None, env: dict[str, str] | None = None) -> Iterator[Listener]:
-    """A worker on loopback that knows this process's cookie, or the one given."""
-    listener = Listener(
-        *(options or ("--worker",)), cookie=distpool.cluster_cookie() if cookie is None else cookie, env=env
-    )
+def listening(
+    *options: str, cookie: str | None = None, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+) -> Iterator[Listener]:
+    """A worker on loopback that knows this process's cookie, or the one given; `prefix` is a command to start it by."""
+    secret = distpool.cluster_cookie() if cookie is None else cookie
+    listener = Listener(*(options or ("--worker",)), cookie=secret, env=env, prefix=prefix)
     try:
         yield listener
     finally:
