@@ -226,7 +226,9 @@ class Pool(standard.Pool):
         worker), and to its end once the pool is closed or the iterator dropped. ``chunksize`` tasks travel together;
         None: as many as measuring says.
         """
-        return IMapIterator(self, self._stream(func, iterable, chunksize, buffersize, ordered=True))
+        return IMapIterator(
+            self, self._stream(func, iterable, chunksize, buffersize, ordered=True), buffersize is not None
+        )
 
     def imap_unordered(
         self,
@@ -236,7 +238,9 @@ class Pool(standard.Pool):
         buffersize: int | None = None,
     ) -> IMapUnorderedIterator:
         """As ``imap``, but results come as soon as they are there."""
-        return IMapUnorderedIterator(self, self._stream(func, iterable, chunksize, buffersize, ordered=False))
+        return IMapUnorderedIterator(
+            self, self._stream(func, iterable, chunksize, buffersize, ordered=False), buffersize is not None
+        )
 
     def _stream(
         self, func: Any, iterable: Iterable[Any], chunksize: int | None, buffersize: int | None, ordered: bool

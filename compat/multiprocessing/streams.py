@@ -7,6 +7,7 @@ is closed it reads on to the end, for ``join`` promises that all is done; so it 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from multiprocessing import TimeoutError, pool
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,20 @@ if TYPE_CHECKING:
 class IMapIterator(pool.IMapIterator):  # type: ignore[type-arg]  # the standard library's, for isinstance()
     """Results one by one. A task that failed raises when its turn comes, and the iterator goes on after it."""
 
-    def __init__(self, pool: Pool, stream: distpool.ResultStream) -> None:
+    def __init__(self, pool: Pool, stream: distpool.ResultStream, is_bounded: bool) -> None:
         self._pool: Pool | None = pool  # which must not end before
         self._stream = stream
-        self._outcomes: Iterator[Any] = stream.outcomes()
-        self._lock = threading.Lock()  # one thread at a time takes results
+        self._is_bounded = is_bounded  # the input is read an exact number of tasks ahead of what was taken
+        self._came: Iterator[list[Any]] = self._begin(None)
+        self._lock = threading.Lock()  # one thread at a time waits for results
+        self._outcomes: deque[distpool.Outcome] = deque()  # those that are not plain; under _lock
+        plain: deque[Any] = deque()  # what came together and is taken next
+        self._pop, self._extend = plain.popleft, plain.extend
+
+    def _begin(self, timeout: float | None) -> Iterator[list[Any]]:
+        if self._is_bounded:
+            return ([each] for each in self._stream.outcomes(timeout))
+        return self._stream.chunks(timeout)
 
     def __iter__(self) -> IMapIterator:
         return self
@@ -50,14 +60,34 @@ class IMapIterator(pool.IMapIterator):  # type: ignore[type-arg]  # the standard
             failure = failure_of(error)
         raise failure
 
-    __next__ = next
+    def __next__(self, timeout: float | None = None) -> Any:
+        try:
+            return self._pop()  # one step, so several threads may take; most results come from here
+        except IndexError:
+            pass
+        return self.next(timeout)
 
     def _take(self, timeout: float | None) -> Any:
+        while True:
+            try:
+                return self._pop()
+            except IndexError:
+                pass
+            if self._outcomes:
+                return self._outcomes.popleft()
+            several = self._wait(timeout)
+            if isinstance(several[0], distpool.Outcome):
+                self._outcomes.extend(several)
+            else:
+                self._extend(several)
+
+    def _wait(self, timeout: float | None) -> list[Any]:
+        """Return the next results that came together."""
         if self._pool is None:
             raise StopIteration
-        outcomes = self._outcomes if timeout is None else self._stream.outcomes(timeout)
+        came = self._came if timeout is None else self._begin(timeout)
         try:
-            return next(outcomes)
+            return next(came)
         except StopIteration:
             self._end()
             raise

@@ -262,6 +262,10 @@ class StreamJob(InputJob):
         self.consumed += len(results)
         return results
 
+    def take_together(self) -> list[Any]:
+        """As ``take_several``; but one at a time if it was said how far ahead of the consumer the input is read."""
+        return self.take_several() if self._buffer_size is None else [self.take()]
+
     def _next_results(self) -> list[Any]:
         with self._lock:
             first = self._next if self._is_ordered else next(iter(self._ready), -1)
