@@ -2,6 +2,7 @@
 
 ``python -m distpool -p 4 script.py`` adds four local workers and runs the script as process 1, as ``julia -p 4`` does.
 ``python -m distpool run script.py`` runs it with the standard library's pools replaced by ours.
+``python -m distpool status`` tells what this machine offers, and what of ours runs here.
 ``python -m distpool --worker`` is what managers start. Also installed as the command ``distpool``.
 """
 
@@ -12,8 +13,8 @@ import os
 import sys
 import time
 import types
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     import argparse
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
     from distpool.managers.machines import MachineSpec
 
 USAGE = """\
-%(prog)s [-p N|auto] [--machine-file FILE] script.py [arguments]
-       %(prog)s [-p N|auto] [--machine-file FILE] -m module [arguments]
-       %(prog)s [-p N|auto] [--machine-file FILE] -c code [arguments]
+%(prog)s [-p N|auto] [--machine-file FILE] [--preload MODULE] script.py [arguments]
+       %(prog)s [-p N|auto] [--machine-file FILE] [--preload MODULE] -m module [arguments]
+       %(prog)s [-p N|auto] [--machine-file FILE] [--preload MODULE] -c code [arguments]
        %(prog)s run [--workers N] [--summary] script.py | -m module | -c code [arguments]
+       %(prog)s status
        %(prog)s --worker[=COOKIE] [--bind-to ADDR[:PORT]]
        %(prog)s --worker --connect ADDR:PORT --ticket T [--cookie-file FILE] [--ident NAME]"""
 EPILOG = """\
 examples:
   %(prog)s -p auto simulation.py --steps 1000     as many workers as this process may use cores
   %(prog)s -p 2 -c "import distpool; print(distpool.workers())"
+  %(prog)s -p 8 --preload numpy analysis.py        numpy is imported once, and shared by the workers
+  %(prog)s status                                 cores, memory, engines, processes and problems here
   %(prog)s run --summary -m compileall -q -j 2 src   its multiprocessing and concurrent.futures pools, and joblib's
                                                 default, are distpool's: see run --help
   %(prog)s --worker --bind-to 10.0.0.7            be a worker for a driver elsewhere: the cookie comes as
@@ -38,7 +42,8 @@ examples:
                                                 is printed as distpool_worker:PORT#ADDR
 
 environment:
-  DISTPOOL_WORKER_TIMEOUT   seconds that a worker and its driver wait for each other (60)"""
+  DISTPOOL_WORKER_TIMEOUT   seconds that a worker and its driver wait for each other (60)
+  DISTPOOL_HOST_TIMEOUT     seconds of silence after which another host counts as gone (45)"""
 
 # Options whose value is the next word; all others stand alone or are written with "=".
 _WITH_VALUE = (
@@ -53,28 +58,37 @@ _WITH_VALUE = (
     "--cookie-file",
     "--ident",
     "--workers",
+    "--preload",
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Do what the command line says; ``argv`` are its words without the program's name."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["run"]:
-        _run(words[1:])
+    command = COMMANDS.get(words[0]) if words else None
+    if command is not None:
+        command(words[1:])
         return
     ours, program = split_command(words)
     parser = _parser()
     options = parser.parse_args(ours)
     if options.worker is not None:
-        if program or options.procs is not None or options.machine_file is not None:
+        if program or options.procs is not None or options.machine_file is not None or options.preload:
             parser.error("--worker runs no program and starts no workers: it is one")
         _be_worker(parser, options)
+    for name in ("bind_to", "connect", "ticket", "ident", "cookie_file"):
+        if getattr(options, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} is for a worker: it goes with --worker")
+    if options.preload and options.procs is None and options.machine_file is None:
+        parser.error("--preload is for the workers that -p or --machine-file add, and there are none")
     found = _arranged(parser, program)
+    if options.procs is not None:
+        _check_modules(parser, options.preload)
     machines = None if options.machine_file is None else _machines(parser, options.machine_file)
     if options.procs is not None:
-        _add_workers(options.procs)
+        _add(None if options.procs < 0 else options.procs, options.preload)
     if machines is not None:
-        _add_machines(machines)
+        _add(machines, options.preload)
     found.run()
 
 
@@ -131,6 +145,21 @@ def _run(words: Sequence[str]) -> None:
     found.run()
 
 
+def _status(words: Sequence[str]) -> None:
+    """``distpool status``: tell what this machine offers, and what of ours runs here."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="distpool status",
+        description="Tell what this machine offers to distpool, which of its processes run here, and what is wrong.",
+        allow_abbrev=False,
+    )
+    parser.parse_args(words)
+    from distpool.status import show
+
+    show()
+
+
 def _summarize(begun: float) -> None:
     from distpool import usage
 
@@ -178,6 +207,13 @@ def _parser() -> argparse.ArgumentParser:
         "--machine-file",
         metavar="FILE",
         help="add workers on other machines through ssh: on each line [count*][user@]host[:port] [bind_addr[:port]]",
+    )
+    parser.add_argument(
+        "--preload",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="have these workers share a module that is imported once on each machine; may be given again",
     )
     parser.add_argument("--version", action="version", version=f"distpool {__version__}")
     worker = parser.add_argument_group("to be a worker")
@@ -272,12 +308,6 @@ def _be_host(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
     host_workers(count, bind, cookie, preload=options.load, threaded=options.threaded_blas)
 
 
-def _add_workers(count: int) -> None:
-    from distpool.membership import addprocs
-
-    addprocs(None if count < 0 else count)
-
-
 def _machines(parser: argparse.ArgumentParser, path: str) -> Sequence[MachineSpec]:
     """The machines of a file; read before the program is arranged to run, so that a bad one costs nothing."""
     from distpool.managers.machines import read_machine_file
@@ -288,12 +318,27 @@ def _machines(parser: argparse.ArgumentParser, path: str) -> Sequence[MachineSpe
         parser.error(f"--machine-file: {error}")
 
 
-def _add_machines(machines: Sequence[MachineSpec]) -> None:
-    from distpool.errors import CompositeException
+def _check_modules(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """The workers would do without a module that is not there; who has asked for it should know."""
+    import importlib.util
+
+    for name in names:
+        try:
+            is_there = importlib.util.find_spec(name) is not None
+        except (ImportError, ValueError):
+            is_there = False
+        if not is_there:
+            parser.error(f"--preload: there is no module {name!r}")
+
+
+def _add(what: int | Sequence[MachineSpec] | None, preload: Sequence[str]) -> None:
+    from distpool.errors import CompositeException, LaunchWorkerError
     from distpool.membership import addprocs
 
     try:
-        addprocs(machines)
+        addprocs(what, preload=preload)
+    except LaunchWorkerError as error:
+        sys.exit(f"distpool: {error}")
     except CompositeException as error:
         sys.exit("distpool: " + "\n".join(str(each) for each in error.exceptions))
 
@@ -341,6 +386,8 @@ def _find_script(path: str) -> Program:
             code = compile(file.read(), place, "exec")
     except OSError as error:
         print(f"distpool: can't open file {path!r}: {error}", file=sys.stderr)
+        if path.isidentifier():
+            print(f"distpool: it is no command either: these are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     return Program(path, os.path.dirname(os.path.realpath(path)), code, {"__file__": place})
 
@@ -363,6 +410,10 @@ def _find_module(name: str) -> Program:
         sys.exit(f"distpool: there is no module {name!r} that could be run")
     facts = {"__file__": spec.origin, "__spec__": spec, "__loader__": loader, "__package__": spec.parent}
     return Program(spec.origin or name, folder, code, facts)
+
+
+# The first word of a command line that is no option and no program.
+COMMANDS: Final[dict[str, Callable[[Sequence[str]], None]]] = {"run": _run, "status": _status}
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ FLOORS = (
         "broadcast",
         "main_names",
     ),
-    ("__init__", "__main__", "testing"),
+    ("__init__", "status", "__main__", "testing"),
 )
 ORDER = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

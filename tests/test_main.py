@@ -47,7 +47,9 @@ def test_help_shows_examples() -> None:
     """`--help` names every form, the environment and what is not for users is hidden."""
     done = run("--help")
     assert done.returncode == 0
-    for text in ("-p N|auto", "-m module", "--worker", "--bind-to", "examples:", "DISTPOOL_WORKER_TIMEOUT"):
+    for text in ("-p N|auto", "-m module", "--worker", "--bind-to", "--preload", "status", "run", "examples:"):
+        assert text in done.stdout
+    for text in ("DISTPOOL_WORKER_TIMEOUT", "DISTPOOL_HOST_TIMEOUT"):
         assert text in done.stdout
     assert "--child" not in done.stdout
 
@@ -62,6 +64,14 @@ def test_help_shows_examples() -> None:
         (["-c"], "argument expected for -c"),
         (["--wrong", "x.py"], "unrecognized arguments: --wrong"),
         (["--worker=x", "-p", "2"], "--worker runs no program"),
+        (["--worker=x", "--preload", "json"], "--worker runs no program"),
+        (["--bind-to", "127.0.0.1", "x.py"], "--bind-to is for a worker"),
+        (["--ticket", "T", "x.py"], "--ticket is for a worker"),
+        (["--preload", "json", "-c", "pass"], "--preload is for the workers"),
+        (["-p", "1", "--preload", "no_such_module_20372", "-c", "pass"], "there is no module 'no_such_module_20372'"),
+        (["-p", "1", "--preload", "no_such_package_20372.x", "-c", "pass"], "--preload: there is no module"),
+        (["statsu"], "it is no command either: these are run, status"),
+        (["status", "all"], "unrecognized arguments: all"),
         (["--worker=x", "--bind-to", "nowhere:port"], "--bind-to: 'nowhere:port' is no ADDR[:PORT]"),
         (["--worker=caf\N{LATIN SMALL LETTER E WITH ACUTE}"], "the cookie must be ASCII"),
         (["no-such-script.py"], "can't open file 'no-such-script.py'"),
@@ -115,6 +125,19 @@ def test_code_is_main() -> None:
         "-p", 1, "-c", "import sys, distpool; print(distpool.fetch(distpool.remotecall(max, 2, 3, 4)), sys.argv)", "a"
     )
     assert (done.stdout, done.stderr) == ("4 ['-c', 'a']\n", "")
+
+
+def test_preloaded_modules_are_shared(tmp_path: Path) -> None:
+    """They are imported once, by the process that the workers are forked from, be it a module of the program's own."""
+    (tmp_path / "costly.py").write_text("import os; importer = os.getpid()")
+    (tmp_path / "script.py").write_text(
+        "import sys, os, distpool\n"
+        "def look(_): return sys.modules['costly'].importer, os.getppid(), 'colorsys' in sys.modules\n"
+        "seen = {distpool.remotecall_fetch(look, pid, 0) for pid in distpool.workers()}\n"
+        "print(len(seen), [importer == parent and also for importer, parent, also in seen])\n"
+    )
+    done = run("-p", 2, "--preload", "costly", "--preload", "colorsys", tmp_path / "script.py")
+    assert (done.stdout, done.stderr) == ("1 [True]\n", "")
 
 
 def test_status_and_exit_handlers_are_the_programs(tmp_path: Path) -> None:
