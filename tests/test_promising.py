@@ -236,9 +236,10 @@ def test_a_pool_that_ends_with_its_first_death() -> None:
         long = [pool.submit(time.sleep, 600) for _ in range(3)]
         os.kill(next(iter(pool.os_pids().values())), 9)
         for each in long:
-            with pytest.raises(ProcessExitedException, match="SIGKILL"):
+            with pytest.raises(ProcessExitedException):
                 each.result(30)
         assert isinstance(pool.broken, ProcessExitedException)
+        assert "SIGKILL" in str(pool.broken)
         with pytest.raises(ProcessExitedException):
             pool.submit(abs, 1).result(30)
 

@@ -62,7 +62,7 @@ def test_the_module_replaces_the_standard_one() -> None:
     assert futures.process._ExceptionWithTraceback is concurrent.futures.process._ExceptionWithTraceback
     assert futures.thread.ThreadPoolExecutor is concurrent.futures.ThreadPoolExecutor
     assert issubclass(ProcessPoolExecutor, concurrent.futures.Executor)
-    with pytest.raises(AttributeError, match="no attribute '?Gibbon"):
+    with pytest.raises(AttributeError, match="Gibbon"):
         _ = futures.Gibbon
 
 
