@@ -258,7 +258,7 @@ class Reader:
             self._leader = threading.get_ident()
             waiter.wakes = self._end_poll  # before looking, so that an event brought by another thread ends the poll
             while not waiter.done and not (deadline and deadline.has_passed):
-                self._turn(deadline.remaining() if deadline else None, eager)
+                self._turn(deadline.pause() if deadline else None, eager)
         finally:
             waiter.wakes = None
             self._epoch += 1
@@ -288,7 +288,7 @@ class Reader:
                 return
             if self._background_leads:
                 self.wake()  # it steps aside when it sees us on the list
-            interruptibly(waiter.sleep, deadline.remaining() if deadline else None)
+            interruptibly(waiter.sleep, deadline.pause() if deadline else None)
         finally:
             self._followers.remove(waiter)
 

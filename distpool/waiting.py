@@ -10,7 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from distpool.light import Final
+
 monotonic = time.monotonic
+
+# More seconds than this some systems refuse to wait in one go. Arbitrary: a day.
+LONGEST_SECONDS: Final = 86400.0
 
 
 class Deadline:
@@ -28,6 +33,11 @@ class Deadline:
     def remaining(self) -> float | None:
         """Seconds left, never negative; None when there is no limit."""
         return None if self._at is None else max(0.0, self._at - monotonic())
+
+    def pause(self) -> float | None:
+        """As ``remaining``, but no longer than systems can wait in one go: for waits that look again."""
+        left = self.remaining()
+        return left if left is None or left < LONGEST_SECONDS else LONGEST_SECONDS
 
     @property
     def has_passed(self) -> bool:

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import pytest
@@ -16,6 +17,7 @@ from conftest import StartScript
 from distpool.interrupts import DeferredInterrupt
 from distpool.polling import Poller
 from distpool.transport import Deadline, Reader, Waiter
+from support.leaks import eventually
 
 WAIT = 20  # seconds; a limit for what should take none
 
@@ -132,6 +134,7 @@ def test_deadline_of_zero_has_passed() -> None:
     """Zero means: only look."""
     assert Deadline(0).has_passed
     assert Deadline(-1).remaining() == 0
+    assert not Deadline(float("inf")).has_passed
 
 
 def test_wait_for_what_is_done_returns_at_once(reader: Reader) -> None:
@@ -145,6 +148,19 @@ def test_wait_for_what_is_done_returns_at_once(reader: Reader) -> None:
 def test_wait_ends_with_the_deadline(reader: Reader) -> None:
     """It says that the event is not there."""
     assert not reader.wait(Waiter(), Deadline(0.01))
+
+
+@pytest.mark.parametrize("seconds", [1e6, 1e12, float("inf")])
+def test_limits_longer_than_systems_can_wait(reader: Reader, seconds: float) -> None:
+    """Who leads and who follows wait for the event, whatever the limit."""
+    waiters = [Waiter(), Waiter(), Waiter()]
+    waiting = [in_thread(partial(reader.wait, waiter, Deadline(seconds))) for waiter in waiters]
+    eventually(lambda: len(reader._waiting) == 3 and len(reader._followers) == 2)
+    for waiter in waiters:
+        waiter.complete()
+    for thread in waiting:
+        thread.join(WAIT)
+        assert not thread.is_alive()
 
 
 def test_waiter_can_be_used_again(reader: Reader, line: Line) -> None:
