@@ -281,7 +281,9 @@ class CallFuture(Future[T], Generic[T]):
     def _invoke(self, callback: Callable[[Future[T]], object]) -> None:
         try:
             callback(self)
-        except Exception:  # reported as by the standard library, and no harm to the others
+        except BaseException as error:  # reported as by the standard library, and no harm to the others
+            if isinstance(error, KeyboardInterrupt):  # the user's, in the main thread
+                raise
             logging.getLogger("concurrent.futures").exception("exception calling callback for %r", self)
 
     def __repr__(self) -> str:

@@ -191,7 +191,9 @@ def _finish_all() -> None:
     """The program ends: do what was submitted, as the standard library does, unless Ctrl-C is why it ends."""
     global _is_over
     _is_over = True
-    is_interrupted = issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
+    # In an interactive session the last exception may be hours old.
+    is_script = not hasattr(sys, "ps1")
+    is_interrupted = is_script and issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
     for engine in list(_engines):
         if is_interrupted:
             engine.kill()
