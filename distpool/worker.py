@@ -41,6 +41,8 @@ MOMENT_SECONDS: Final = 0.2
 # How long the end of a guest waits for calls that are being stopped, and how often it looks; what C code holds is left.
 GUEST_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 0.01
+# What a worker without a driver takes to say why it ends, at most. Arbitrary.
+LAST_WORDS_SECONDS: Final = 0.5
 
 
 def run_forked(descriptor: int, setup: dict[str, Any]) -> None:
@@ -311,7 +313,7 @@ class Worker:
                 self._leave()
             else:
                 if getattr(error, "detail", None):  # not just its end
-                    print(f"distpool worker: {error}", file=sys.stderr, flush=True)
+                    _say_within(LAST_WORDS_SECONDS, f"distpool worker: {error}")
                 os._exit(1)  # nobody is left to work for; the fork server ends what we started
 
     def _leave(self) -> None:
@@ -357,6 +359,18 @@ class Worker:
 
         entrance = tasks.ENTRANCE if call is None else None
         self._member.serving.stop(ident, error, is_meant, entrance)
+
+
+def _say_within(seconds: float, text: str) -> None:
+    """Print to standard error if that can be done: it may be a connection to the host that has just vanished."""
+
+    def say() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _run_aside(job: Callable[[], object]) -> None:

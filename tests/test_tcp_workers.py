@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from distpool.managers.interpreter import own_path_entries
 from distpool.managers.startup import MAX_LINES, WorkerOutput
 from distpool.transport import Deadline
 from support import jobs
+from support.elsewhere import IMPORTS, myself_soon
 from support.listeners import GOOD, Addresses, Commands, listening
 
 if TYPE_CHECKING:
@@ -132,6 +134,27 @@ def test_the_first_driver_is_the_only_one(no_cluster: None) -> None:
         assert distpool.remotecall_fetch(distpool.myid, pid) == pid
         distpool.rmprocs(pid)
         assert "a second driver" in listener.rest()
+
+
+def test_machines_join_while_a_map_runs(no_cluster: None) -> None:
+    """Another thread adds workers that are dialled: the default pool's map goes on with them."""
+    with listening(env=IMPORTS) as listener:
+        (first,) = distpool.addprocs(Addresses(listener))
+        pool, who = distpool.default_worker_pool(), set()
+        assert isinstance(pool, distpool.WorkerPool)
+        adding: threading.Thread | None = None
+        for pid in pool.imap_unordered(myself_soon, itertools.count()):
+            who.add(pid)
+            if adding is None:
+                assert who == {first}
+                adding = threading.Thread(target=distpool.addprocs, args=(2,), kwargs=FRESH)
+                adding.start()
+            if len(who) == 3:
+                break
+        assert adding is not None
+        adding.join()
+        assert sorted(who) == distpool.workers()
+        distpool.rmprocs(*who, waitfor=30)
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import distpool
+from distpool.managers.launches import Launch
 from distpool.tcp import tune
 from distpool.vanishing import HOST_SECONDS, host_timeout
 from support import elsewhere, jobs
+from support.dialback import Here, worker
 from support.listeners import Addresses, listening
 
 
@@ -122,6 +125,40 @@ def test_data_that_is_not_taken(host: elsewhere.Host) -> None:
             distpool.fetch(future)
         os.kill(listener.process.pid, signal.SIGCONT)
         assert listener.process.wait(PATIENCE) == 1
+
+
+class There(Here):
+    """An engine that starts its workers on another host."""
+
+    engine = "another host"
+
+    def __init__(self, count: int, host: elsewhere.Host) -> None:
+        super().__init__(count, bind_addr=host.here)
+        self.host = host
+
+    def begin(self, launch: Launch, ident: object, **env: str) -> subprocess.Popen[str]:
+        command = self.host.command(*launch.command("--ident", str(ident)))
+        self.processes.append(worker(*command, secret=launch.secret, **elsewhere.IMPORTS, **env))
+        return self.processes[-1]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_workers_that_have_dialled_back(host: elsewhere.Host, tls: bool) -> None:
+    """Engines' workers, encrypted or not: one that computes and one that has nothing to do."""
+    manager = There(2, host)
+    try:
+        first, _ = distpool.addprocs(manager, tls=tls, timeout=PATIENCE)
+        future = distpool.remotecall(time.sleep, first, 1000)
+        host.vanish()
+        begun = time.monotonic()
+        with pytest.raises(distpool.ProcessExitedException, match="its host has not answered for 2 s"):
+            distpool.fetch(future)
+        while distpool.workers() != [1]:
+            time.sleep(0.01)
+            assert time.monotonic() - begun < PATIENCE
+        assert [process.wait(PATIENCE) for process in manager.processes] == [1, 1]
+    finally:
+        manager.end()
 
 
 def test_workers_watch_each_other(host: elsewhere.Host) -> None:

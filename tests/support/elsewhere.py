@@ -71,10 +71,14 @@ class Host:
         _ip("neigh", "replace", self.address, "lladdr", _NOBODY, "dev", self._near, "nud", "permanent")
         _ip("-n", self.name, "neigh", "replace", self.here, "lladdr", _NOBODY, "dev", self._far, "nud", "permanent")
 
+    def command(self, *words: str) -> tuple[str, ...]:
+        """The command that runs another one there."""
+        return shutil.which("ip", path=_PATH) or "ip", "netns", "exec", self.name, *words
+
     @contextmanager
     def listener(self, **env: str) -> Iterator[Listener]:
         """A worker there that listens on its address."""
-        prefix = ("ip", "netns", "exec", self.name)
+        prefix = self.command()
         with listening(
             "--worker", "--bind-to", self.address, env={**_ENV, **IMPORTS, **env}, prefix=prefix
         ) as listener:
