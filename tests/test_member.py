@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from socket import socketpair
@@ -16,6 +15,7 @@ from distpool.member import Member, default_member, opening_member, process_read
 from distpool.peer import Peer, Reply
 from distpool.pickling import dump
 from distpool.transport import Deadline, Reader, Waiter
+from support.aside import interrupt_when
 
 WAIT = 20  # seconds; a limit for what should take none
 
@@ -133,11 +133,10 @@ def test_interrupt_withdraws_the_request(pair: Pair) -> None:
     """KeyboardInterrupt comes out of the wait, and nothing is left waiting."""
     gate = threading.Event()
     _gates.append(gate)
-    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    interrupting = interrupt_when(lambda: pair.driver.reader._waiting)
     with pytest.raises(KeyboardInterrupt):
         pair.call(_wait_at_gate)
-    timer.join()
+    interrupting.join()
     assert not pair.to_worker.pending
     gate.set()
     assert pair.call(abs, -2) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import socket
@@ -17,6 +16,7 @@ from conftest import StartScript
 from distpool.interrupts import DeferredInterrupt
 from distpool.polling import Poller
 from distpool.transport import Deadline, Reader, Waiter
+from support.aside import interrupt_when
 from support.leaks import eventually
 
 WAIT = 20  # seconds; a limit for what should take none
@@ -576,11 +576,10 @@ def test_close_gives_everything_back(census: Callable[[], object], make_reader: 
 def test_interrupt_ends_a_wait(reader: Reader) -> None:
     """A waiting main thread gets KeyboardInterrupt, and its handler of SIGINT back."""
     handler = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    interrupting = interrupt_when(lambda: reader._waiting)
     with pytest.raises(KeyboardInterrupt):
         reader.wait(Waiter(), Deadline(WAIT))
-    timer.join()
+    interrupting.join()
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -588,11 +587,10 @@ def test_interrupt_ends_the_wait_of_a_follower(reader: Reader, line: Line) -> No
     """It need not lead for that; the role stays with the one who has it."""
     waiter = line.expect()
     leader = start_waiting(reader, [waiter])[0]
-    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    interrupting = interrupt_when(lambda: reader._followers)
     with pytest.raises(KeyboardInterrupt):
         reader.wait(Waiter(), Deadline(WAIT))
-    timer.join()
+    interrupting.join()
     line.say()
     leader.join(WAIT)
     assert waiter.done
@@ -604,12 +602,14 @@ def test_interrupt_inside_a_handler_waits_until_it_is_done(reader: Reader) -> No
     waiter = Waiter()
 
     def handle() -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.raise_signal(signal.SIGINT)
-            waiter.complete()
+        if threading.current_thread() is not threading.main_thread():
+            reader.call_later(0.01, handle)  # we have not begun to lead
+            return
+        signal.raise_signal(signal.SIGINT)
+        waiter.complete()
         finished.append(1)
 
-    reader.call_later(0.05, handle)  # long after we have begun to lead
+    reader.call_later(0.01, handle)
     with pytest.raises(KeyboardInterrupt):
         reader.wait(waiter, Deadline(WAIT))
     assert finished == [1]
@@ -627,12 +627,10 @@ def test_handler_of_the_user_is_called_between_messages(reader: Reader) -> None:
 
     before = signal.signal(signal.SIGINT, handler)
     try:
-        timers = [threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (0.02, 0.05)]
-        for timer in timers:
-            timer.start()
+        interrupting = [interrupt_when(lambda: reader._waiting), interrupt_when(lambda: len(calls) == 1)]
         assert reader.wait(waiter, Deadline(WAIT))
-        for timer in timers:
-            timer.join()
+        for each in interrupting:
+            each.join()
         assert calls == [signal.SIGINT, signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
@@ -649,10 +647,9 @@ def test_handler_that_is_replaced_while_waiting_stays_replaced(reader: Reader) -
 
     before = signal.signal(signal.SIGINT, handler)
     try:
-        timer = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
+        interrupting = interrupt_when(lambda: reader._waiting)
         assert reader.wait(waiter, Deadline(WAIT))
-        timer.join()
+        interrupting.join()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -6,9 +6,25 @@ daemon, and the leak check names it.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from support.leaks import eventually
+
+
+def interrupt_when(is_time: Callable[[], object]) -> threading.Thread:
+    """Sends SIGINT to this process as soon as `is_time()`: no sooner than its main thread is where it shall be hit."""
+
+    def interrupt() -> None:
+        eventually(is_time)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, name="interrupt", daemon=True)
+    thread.start()
+    return thread
 
 
 class Aside:
