@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from math import ceil
 from struct import unpack_from
 
 from distpool.light import Any, Final, socket
@@ -28,7 +29,7 @@ VARIABLE: Final = "DISTPOOL_HOST_TIMEOUT"
 # Longer than a network takes to find its way anew after a switch has failed (spanning tree: 30 s) or a virtual machine
 # has moved; short for somebody who waits. A false alarm costs the work that ran there.
 HOST_SECONDS: Final = 45.0
-# How often a limit is looked at: what is noticed is at most a quarter of the limit late.
+# How often a limit is looked at: what is noticed is at most a quarter of the limit, or a second, late.
 LOOKS: Final = 8
 # struct tcp_info, <linux/tcp.h>: six single bytes and two of bit fields, then numbers of 32 bits.
 _PROBES_AT: Final = 3
@@ -58,7 +59,7 @@ def ask_when_silent(stream: Any, seconds: float) -> None:
     """Have the kernel ask whether the other host is there when nothing has come from it for half of the time."""
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     idle, interval = max(1, int(seconds / 2)), max(1, int(seconds / LOOKS))
-    count = max(1, int((seconds - idle) / interval))
+    count = max(1, ceil((seconds - idle) / interval))
     for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", count)):
         if hasattr(socket, name):  # not every system has all three
             stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
