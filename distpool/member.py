@@ -52,6 +52,9 @@ Action = Callable[[Peer, Frame], None]
 # How long a closed stream waits for the report of how its process ended. The report of a fork server comes within a
 # millisecond; a process that closed its stream and lives on is killed after this time.
 EXIT_REPORT_SECONDS: Final = 0.5
+# How long after that nothing is said of its end, for the report tells how it was. Arbitrary: more than a busy machine
+# needs, for nobody waits so long on any other.
+LATE_REPORT_SECONDS: Final = 5.0
 # How long somebody whose time is up waits for a last word that may be lost. More than a round trip, or he would never
 # get it; arbitrary.
 LAST_WORD_SECONDS: Final = 0.5
@@ -182,8 +185,11 @@ class Member:
 
     def _end_silent(self, peer: Peer, process: Any) -> None:
         if peer.is_open:
-            process.send_signal(9)
-            self._depart(peer, Departure(process.os_pid, detail="it closed its connection, and was killed"))
+            process.send_signal(9)  # of no effect where it has ended, and only the report of it is late
+            self.reader.call_later(LATE_REPORT_SECONDS, lambda: self._end_unreported(peer, process))
+
+    def _end_unreported(self, peer: Peer, process: Any) -> None:
+        self._depart(peer, Departure(process.os_pid, detail="it closed its connection, and was killed"))
 
     def give_up(self, peer: Peer, detail: str = "it did not end when asked", was_asked: bool = True) -> None:
         """Close the connection to a process that does not end and cannot be killed from here."""

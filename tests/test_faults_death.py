@@ -17,7 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distpool import ProcessExitedException, WorkerPool, addprocs, pmap, procs, remotecall, rmprocs
+from distpool import ProcessExitedException, WorkerPool, addprocs, pmap, procs, remotecall, remotecall_fetch, rmprocs
+from distpool.member import EXIT_REPORT_SECONDS
+from support.aside import Aside
 from support.faults import (
     DEATHS,
     Deadly,
@@ -406,3 +408,17 @@ def test_rmprocs_of_a_busy_worker_fails_what_runs_there(
     with pytest.raises(ProcessExitedException):
         future.fetch()
     eventually(lambda: not psutil.pid_exists(victim))
+
+
+def test_how_it_ended_is_told_although_the_report_is_late(workers: Callable[[int], list[int]]) -> None:
+    """The fork server, which knows, is slow: on a busy machine for a moment, here because it is stopped."""
+    (pid,) = workers(1)
+    (server,) = (each for each in psutil.Process().children() if "fork server" in " ".join(each.cmdline()))
+    server.suspend()
+    try:
+        calling = Aside(remotecall_fetch, os._exit, pid, 3)
+        assert not calling.is_done(2 * EXIT_REPORT_SECONDS)
+    finally:
+        server.resume()
+    with pytest.raises(ProcessExitedException, match="exited with code 3"):
+        calling.result()
