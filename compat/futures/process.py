@@ -180,8 +180,9 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         """Take no more calls. Harmless to repeat.
 
         ``wait``: return when all calls are done and called back, and the workers have ended (with ``pool=``: when the
-        executor's own futures are done); else that happens in the background, and the program does not end before. ``cancel_futures``: calls that have not begun are cancelled,
-        maps end with CancelledError where they have come to.
+        executor's own futures are done); else that happens in the background, and the program does not end before.
+        ``cancel_futures``: calls that have not begun are cancelled (the first ones of all, one for each worker, count
+        as begun), maps end with CancelledError where they have come to.
         """
         self._engine.shut(wait, cancel_futures)
 
