@@ -47,7 +47,11 @@ class Sharing:
         may_choose_later, chosen = self._ledger.mark_recalls(_worth_taking)
         for shipment, keep in chosen:
             self.recall(shipment, keep)
-        if may_choose_later and not chosen and not self._checks_silence:
+        if may_choose_later and not chosen:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        if not self._checks_silence:
             self._checks_silence = True
             self._reader.call_later(SILENCE_SECONDS, self._check_silence)
 
@@ -68,6 +72,9 @@ class Sharing:
         job, run = shipment.job, shipment.run
         back = self._ledger.cut(shipment, None if count == _NOTHING_LEFT else count)
         if not back:
+            # The worker had begun more than we knew. What it has kept may wait behind a task that never ends, and so
+            # may its other envelopes, while the worker that this was for is idle: nothing else makes us look again.
+            self._look_later()
             return
         # In pieces, one for each worker that has nothing to do.
         size = max(1, -(-len(back) // max(1, len(self._ledger))))
