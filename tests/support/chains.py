@@ -149,6 +149,19 @@ def spread(pids: list[int], random: random.Random) -> None:
     assert remotecall_fetch(myid, pids[0]) == pids[0]
 
 
+def short_lived(pids: list[int], random: random.Random) -> None:
+    """A pool of its own comes, works and goes, perhaps in the middle of something."""
+    with distpool.WorkerPool(processes=random.choice([1, 2])) as pool:
+        assert pool.map(abs, range(-50, 0)) == list(range(50, 0, -1))
+        last = pool.submit(abs, -1)
+        stream = pool.imap(abs, range(-1000, 0))
+        assert next(iter(stream)) == 1000
+        if random.random() < 0.5:
+            pool.terminate()
+        else:
+            assert last.result(PATIENCE) == 1
+
+
 ROUNDS: list[Callable[[list[int], random.Random], None]] = [
     farm,
     line,
@@ -157,4 +170,5 @@ ROUNDS: list[Callable[[list[int], random.Random], None]] = [
     futures,
     impatient,
     spread,
+    short_lived,
 ]
