@@ -187,6 +187,17 @@ def test_a_task_that_never_ends(kind: type[Door]) -> None:
 
 
 @both
+def test_nothing_waits_behind_a_task_that_never_ends(kind: type[Door]) -> None:
+    """Whatever the driver knows of how far its worker is: one pool in seven once stood still here."""
+    for _ in range(12):
+        door = kind()
+        calls = [door.begin(partial(dropins.misbehave_at_3, "sleep"), x) for x in range(8)]
+        assert [door.result(call, SOON) for x, call in enumerate(calls) if x != 3] == GOOD
+        door.kill()
+        door.end()
+
+
+@both
 def test_a_map_with_an_item_that_never_ends(kind: type[Door]) -> None:
     """The map is given up in time, the next one is answered meanwhile."""
     door = kind()
