@@ -5,10 +5,12 @@ A terminal sends SIGINT to the driver and to its workers alike; `kill -INT`, whi
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import RunScript
 
 from support.terminals import Terminal
 
@@ -97,3 +99,50 @@ def test_ctrl_c_that_is_caught(door: str, tmp_path: Path) -> None:
         terminal.nothing_else_runs()
     assert said.count("Traceback") == 1, said
     assert said.rstrip().endswith("KeyboardInterrupt"), said
+
+
+# A kernel as notebooks have it; told what the cells are, it runs them, and interrupts the one that says "working".
+KERNEL = """
+import json, os, sys, time
+import jupyter_client
+os.makedirs("kernels/kernels/this")  # of this very interpreter, whatever is installed elsewhere on the machine
+command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+with open("kernels/kernels/this/kernel.json", "w") as file:
+    json.dump({"argv": command, "display_name": "this", "language": "python"}, file)
+os.environ["JUPYTER_PATH"] = os.path.abspath("kernels")
+manager, client = jupyter_client.manager.start_new_kernel(kernel_name="this")
+interrupted = []
+
+def show(message):
+    kind, content = message["msg_type"], message["content"]
+    if kind == "error":
+        print(content["ename"])
+    elif kind == "stream" and content["name"] == "stdout" and "working" not in content["text"]:
+        print(content["text"], end="")
+    elif kind == "stream" and "working" in content["text"] and cell not in interrupted:
+        interrupted.append(cell)
+        time.sleep(0.3)  # so that it waits in the map
+        manager.interrupt_kernel()
+
+for cell in json.loads(sys.argv[1]):
+    client.execute_interactive(cell, output_hook=show, timeout=40)
+client.stop_channels()
+manager.shutdown_kernel()
+"""
+
+
+@pytest.mark.parametrize("door", MAPS)
+def test_interrupt_in_a_notebook(door: str, run_script: RunScript) -> None:
+    """One KeyboardInterrupt, twice, and the pool answers after each."""
+    pytest.importorskip("jupyter_client", reason="jupyter_client comes with nbclient, of the test extra")
+    pytest.importorskip("ipykernel", reason="ipykernel comes with the test extra")
+    cells = [
+        f"import time\n{MAPS[door][0]}\npool = {MAPS[door][1]}\nprint(list(pool.map(abs, [-1])))",
+        "print('working', flush=True)\nlist(pool.map(lambda x: time.sleep(1000), range(8)))",
+        "print(list(pool.map(lambda x: x + 1, range(3))))",
+        "print('working', flush=True)\nlist(pool.map(lambda x: time.sleep(1000), range(8))) ",
+        "with pool:\n    print(list(pool.map(lambda x: x + 2, range(3))))",
+    ]
+    env = {"PYTHONWARNINGS": "ignore", "JUPYTER_PLATFORM_DIRS": "1"}
+    code, out, err = run_script(KERNEL, json.dumps(cells), env=env)
+    assert (code, out) == (0, "[1]\nKeyboardInterrupt\n[1, 2, 3]\nKeyboardInterrupt\n[2, 3, 4]\n"), err
