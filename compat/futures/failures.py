@@ -14,6 +14,8 @@ from typing import Any
 
 import distpool
 
+from ..unpicklable import unexplained
+
 
 def opened(
     outcome: distpool.Outcome, judge: Callable[[distpool.Outcome], BaseException]
@@ -66,16 +68,6 @@ def _remote(error: distpool.RemoteException) -> BaseException:
         original = unexplained(original)
     original.__cause__ = trace
     return original.with_traceback(None)  # its frames are told of in the cause, once is enough
-
-
-def unexplained(error: BaseException) -> BaseException:
-    """Return what pickle itself raised, of the type that users catch, with our explanation as its cause."""
-    original = error.__cause__
-    if not isinstance(error, TypeError) or original is None or not str(error).startswith("cannot send "):
-        return error
-    error.__cause__ = None
-    original.__cause__ = error
-    return original
 
 
 def broken(why: BaseException) -> BrokenProcessPool:

@@ -18,10 +18,11 @@ import distpool
 from ..multiprocessing import travel
 from ..multiprocessing.births import Births
 from ..multiprocessing.worker import begin
+from ..unpicklable import unexplained
 from . import maps
 from .calls import CallFuture
 from .engine import Engine
-from .failures import broken, unexplained
+from .failures import broken
 from .worker import logged
 
 T = TypeVar("T")

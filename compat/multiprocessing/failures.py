@@ -10,6 +10,8 @@ from typing import Any
 
 import distpool
 
+from ..unpicklable import unexplained
+
 # Users compare with them, and print them; the types know them not.
 MaybeEncodingError: Any = vars(standard)["MaybeEncodingError"]
 RemoteTraceback: Any = vars(standard)["RemoteTraceback"]
@@ -18,7 +20,7 @@ RemoteTraceback: Any = vars(standard)["RemoteTraceback"]
 def failure_of(error: BaseException) -> BaseException:
     """Return what to raise for an error of distpool's."""
     if not isinstance(error, distpool.RemoteException):
-        return pickling_error(error)
+        return unexplained(error)
     captured = error.captured
     original = error.unwrap()
     if captured.stage == "packing":
@@ -27,19 +29,9 @@ def failure_of(error: BaseException) -> BaseException:
     return original.with_traceback(None)  # its frames are told of in the cause; once is enough
 
 
-def pickling_error(error: BaseException) -> BaseException:
-    """Return what pickle itself raised for an argument, of the type that users catch; our explanation is its cause."""
-    original = error.__cause__
-    if not isinstance(error, TypeError) or original is None or not str(error).startswith("cannot send "):
-        return error
-    error.__cause__ = None
-    original.__cause__ = error
-    return original
-
-
 def _unsendable(error: BaseException, traceback: str) -> BaseException:
     """A result that could not be pickled. Its ``value`` is only described: it cannot be here."""
-    reason = pickling_error(error)
+    reason = unexplained(error)
     made: Any = MaybeEncodingError(reason, str(error))
     made.value = str(error)
     made.__cause__ = _trace(traceback)
