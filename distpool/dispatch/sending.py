@@ -6,6 +6,8 @@ thread; the reading thread only for jobs whose tasks are pickled already.
 
 from __future__ import annotations
 
+import threading
+
 from distpool import messages as m
 from distpool.dispatch.here import Here
 from distpool.dispatch.holding import Holding
@@ -85,6 +87,10 @@ class Sending:
                 _introduce(job, slot.peer)
         except BaseException as error:  # an item that cannot be pickled
             self._ledger.unreserve(job, slot, size)
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                job.put_first(run)  # the user's Ctrl-C, and nothing that is wrong with an item
+                self._holding.capacity_came()
+                raise
             self._set_apart(job, run, error)
             return False
         job.item_bytes = parcel.nbytes / len(run.items)
