@@ -243,8 +243,8 @@ class Store:
         Returns False if too late: the id was released, or the process has ended.
         """
         with self._lock:
-            entry = self._find(rrid)
-            if entry is None or client in self._ended:
+            entry = self._find(rrid) if client not in self._ended else None
+            if entry is None:
                 return False
             abandoned = self._drop(rrid, entry, (client, giver or rrid.whence), -count)
         self._abandon(abandoned, _released_error(rrid))
@@ -256,12 +256,13 @@ class Store:
         With the last one the entry goes. Returns what was kept under it then: letting go of it may run a user's code.
         """
         with self._lock:
-            entry = self._entries.get(rrid)
-            if entry is None and rrid not in self._released and client == rrid.whence:
+            if client in self._ended:
+                return None
+            if client == rrid.whence and rrid not in self._entries and rrid not in self._released:
                 self._bury(rrid, False)  # a Future that nobody used: what was sent about it may still come
                 return None
             entry = self._find(rrid)  # if there is none yet, we are still to hear that this process was given it
-            if entry is None or client in self._ended:
+            if entry is None:
                 return None
             abandoned = self._drop(rrid, entry, (client, giver or rrid.whence), count)
         self._abandon(abandoned, _released_error(rrid))
