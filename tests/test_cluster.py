@@ -161,3 +161,46 @@ def test_worker_knows_whom_process_1_named() -> None:
     assert cluster.procs() == [1, 3]
     assert told == [2]
     assert cluster.was_member(2)
+
+
+def test_nothing_more_is_heard_of_a_process_when_both_ways_have_ended(peer: Peer) -> None:
+    """Its own connection, and what process 1 passes on: whichever ends first; while it is leaving neither has."""
+    ended: list[int] = []
+    for is_told_first in (True, False):
+        cluster = Cluster(3)
+        cluster.listen_for_end(ended.append)
+        cluster.know([1, 2, 3])
+        cluster.add(peer)
+        cluster.know([1, 3], [2])
+        if is_told_first:
+            cluster.know([1, 3])
+            assert ended == []
+        cluster.depart(peer, Departure())
+        assert ended == ([2] if is_told_first else [])
+        cluster.know([1, 3])
+        assert ended == [2]
+        ended.clear()
+
+
+def test_nothing_more_is_heard_of_a_process_that_was_never_connected() -> None:
+    """When process 1 does not name it any more."""
+    ended: list[int] = []
+    cluster = Cluster(3)
+    cluster.listen_for_end(ended.append)
+    cluster.know([1, 2, 3])
+    cluster.know([1, 3], [2])
+    assert ended == []
+    cluster.know([1, 3])
+    assert ended == [2]
+
+
+def test_process_1_has_one_way_to_each(member: Member, peer: Peer) -> None:
+    """There the end of the connection is the end."""
+    ended: list[int] = []
+    member.cluster.listen_for_end(ended.append)
+    member.cluster.add(peer)
+    member.cluster.terminate(2)
+    assert member.membership() == ([1], [2])
+    member.cluster.depart(peer, Departure())
+    assert ended == [2]
+    assert member.membership() == ([1], [])
