@@ -11,7 +11,7 @@ import pytest
 from distpool.errors import RemoteException
 from distpool.futures import Raised, TaskFuture
 from distpool.jobs import ENVELOPE_SECONDS, GROWTH, CallJob, MapJob, Pace, Retries, Run, StreamJob
-from distpool.jobs.inputs import FIRST_TASKS
+from distpool.jobs.inputs import FIRST_NUMBERS, FIRST_TASKS
 from distpool.member import Member
 from distpool.pickling import dump, load
 from distpool.transport import Reader
@@ -96,8 +96,12 @@ def test_a_map_begins_with_the_pace_of_the_last() -> None:
     assert first.size == 1
     for _ in range(9):
         first.learn(1, 1e-6)
-    assert first.size > FIRST_TASKS
-    assert MapJob(abs, (range(10_000),), pace=pace).size == FIRST_TASKS
+    assert first.size > FIRST_NUMBERS
+    for numbers in (range(10_000), list(range(10_000)), [0.5] * 10_000):
+        assert MapJob(abs, (numbers,), pace=pace).size == FIRST_NUMBERS
+    for others in (iter(range(10_000)), [b""] * 10_000, []):
+        assert MapJob(abs, (others,), pace=pace).size == FIRST_TASKS
+    assert MapJob(abs, (range(10_000), iter(range(10_000))), pace=pace).size == FIRST_TASKS
     assert MapJob(abs, (range(10_000),), pace=pace, batch_size=3).size == 3
     assert MapJob(abs, (range(10_000),)).size == 1
 

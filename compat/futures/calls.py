@@ -242,7 +242,7 @@ class CallFuture(Future[T], Generic[T]):
             else:
                 waiter.done = True
         try:
-            if not engine.pool.wait_for(waiter, timeout):
+            if not engine.pool.wait_for(waiter, timeout, eager=True):
                 raise concurrent.futures.TimeoutError
         finally:
             with _lock:

@@ -29,6 +29,8 @@ _lock = threading.Lock()
 class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard library's, for isinstance()
     """The result of one call, when it is there."""
 
+    _is_quick = True  # it may take microseconds
+
     def __init__(
         self,
         pool: Pool,
@@ -68,7 +70,7 @@ class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard l
                 return
             self._waiters = [*(self._waiters or ()), waiter]
         try:
-            pool._native.wait_for(waiter, timeout)
+            pool._native.wait_for(waiter, timeout, eager=self._is_quick)
         finally:
             if not waiter.done:
                 with _lock:
@@ -148,6 +150,8 @@ class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard l
 
 class MapResult(ApplyResult, pool.MapResult):  # type: ignore[type-arg]
     """The results of a map, when all are there."""
+
+    _is_quick = False
 
 
 AsyncResult = ApplyResult

@@ -26,6 +26,8 @@ LEAST_SECONDS: Final = 0.0002
 # Tasks in the first envelopes of a map at most, whatever former maps of its callable have told: its items may be large,
 # which shows only when the first ones are packed. Arbitrary.
 FIRST_TASKS: Final = 16
+# The same where the first item is a number, so that the others will hardly be large. Arbitrary.
+FIRST_NUMBERS: Final = 256
 
 
 class InputJob(Job):
@@ -139,7 +141,7 @@ class MapJob(InputJob):
         self._fail_fast = fail_fast
         self._pace = pace
         if pace is not None and self.batch_size is None:
-            self.cost, self.size = pace.cost, min(pace.size, FIRST_TASKS)
+            self.cost, self.size = pace.cost, min(pace.size, _first_tasks(iterables))
         self._chunks: list[tuple[int, list[Any]]] = []
         self._failed_at: int | None = None  # the lowest task that failed
 
@@ -180,6 +182,15 @@ class MapJob(InputJob):
         if self.input_error is not None:
             raise self.input_error
         return list(chain.from_iterable(_values(results) for _, results in chunks))
+
+
+def _first_tasks(iterables: tuple[Iterable[Any], ...]) -> int:
+    """How many tasks the first envelope of a map may have, as far as the input can be seen without reading it."""
+    for iterable in iterables:
+        is_list = type(iterable) is list and iterable and type(iterable[0]) in (int, float)
+        if not is_list and type(iterable) is not range:
+            return FIRST_TASKS
+    return FIRST_NUMBERS
 
 
 def _values(results: list[Any]) -> list[Any]:

@@ -129,13 +129,14 @@ class Promising(AbstractWorkerPool):
         self._dispatch.pump(job)
         self._member.reader.expect()
 
-    def wait_for(self, waiter: Waiter, timeout: float | None = None) -> bool:
+    def wait_for(self, waiter: Waiter, timeout: float | None = None, *, eager: bool = False) -> bool:
         """Wait until somebody calls ``waiter.complete()``, at most ``timeout`` seconds; return whether somebody did.
 
         The thread that waits reads for everybody meanwhile, so it is not woken by another one when ``complete`` is
-        called from a promise's ``resolve``. A waiter serves one wait of one thread.
+        called from a promise's ``resolve``. A waiter serves one wait of one thread. ``eager`` says that it may be a
+        matter of microseconds: the thread looks some 100 of them before it sleeps, as long as that pays off.
         """
-        return self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout), eager=True)
+        return self._member.reader.wait(waiter, None if timeout is None else Deadline(timeout), eager=eager)
 
     def attend(self) -> None:
         """Somebody waits for an outcome, and not in ``wait_for``: let it be read without delay. Does not block."""
