@@ -313,8 +313,8 @@ class RemoteChannel(RemoteRef, Generic[T]):
     methods, holds the items there. Without a factory it is a channel of size 1. Sending the RemoteChannel sends its
     numbers only. Closing raises ChannelClosedError in whoever waits to put, and in takers once it is empty.
 
-    A method of such an object cannot be ended: out of time, or interrupted, it runs on where it is. What a late ``take``
-    brings is for the next one with equal arguments; a late ``put`` is done although it raised TimeoutError.
+    A method of such an object cannot be ended: out of time, or interrupted, it runs on where it is. What a late
+    ``take`` brings is for the next one with equal arguments; a late ``put`` is done although it raised TimeoutError.
 
     >>> jobs = RemoteChannel(lambda: Channel(10))
     >>> _ = jobs.put(1).put(2)

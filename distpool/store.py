@@ -423,8 +423,8 @@ class Store:
     def abandon(self, client: int, request_id: int) -> bool:
         """Gives up a request that runs in a user's own backing store. True: it will never be answered.
 
-        It runs on. What a take brings later is for the next take with equal arguments (fetch and isready see it, too); a
-        put may still be done.
+        It runs on. What a take brings later is for the next take with equal arguments (fetch and isready see it, too);
+        a put may still be done.
         """
         with self._lock:
             if not self.is_in_own_store(client, request_id):
