@@ -8,6 +8,7 @@ gets a new one.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import threading
 import time
@@ -89,6 +90,7 @@ def warm_pool(options: dict[str, Any], idle_seconds: float) -> WarmPool:
             found.use(idle_seconds)
             return found
     made = WarmPool(options, idle_seconds)  # not under the lock; two threads may both do it
+    _end_with_the_program()
     with _lock:
         found = _find(options)
         rivals = [made] if found is not None else [warm for warm in _warm if warm.is_idle_rival(options)]
@@ -113,6 +115,12 @@ def shutdown() -> None:
     """
     for warm in _retired():
         warm.pool.close()
+
+
+@functools.cache
+def _end_with_the_program() -> None:
+    """Registered with the first pool: exit handlers run last one first, and one of distpool's ends its processes."""
+    atexit.register(_end_at_once)
 
 
 def _end_at_once() -> None:
@@ -153,4 +161,3 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
-atexit.register(_end_at_once)
