@@ -297,10 +297,11 @@ def test_a_slow_callback_holds_back_no_result(executor: ProcessPoolExecutor) -> 
     seen: list[int] = []
 
     def slow(future: Any) -> None:
-        seen.append(executor.submit(jobs.square, future.result()).result())
+        seen.append(executor.submit(jobs.square, 4).result())
         hold.wait(30)
 
-    executor.submit(jobs.square, 2).add_done_callback(slow)
+    # Not done when it gets its callback: that would be called at once, in this thread.
+    executor.submit(time.sleep, 0.5).add_done_callback(slow)
     eventually(lambda: seen)
     assert executor.submit(jobs.square, 5).result(timeout=30) == 25
     hold.set()
