@@ -182,7 +182,7 @@ def make_and_drop(pid: int, count: int) -> None:
 @pytest.mark.case("C108")
 @pytest.mark.parametrize(
     "number",
-    # The large number took 26 s of a machine with four cores, half of them busy.
+    # The large number took 31 s on four cores that had some other work, 62 s when they had very much.
     [20_000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
 )
 def test_thousands_of_references_while_calls_run(workers: StartWorkers, eventually: Eventually, number: int) -> None:
