@@ -30,7 +30,7 @@ from support.jobs import add, os_pid_for, square
 if TYPE_CHECKING:
     from conftest import StartWorkers
 
-# How long chains of channels and calls run under load: 600 has been run, and found what the messages of commits tell.
+# How long chains of channels and calls run under load, in seconds; ten minutes have been run.
 SOAK_SECONDS = float(os.environ.get("DISTPOOL_SOAK_SECONDS", "10"))
 
 
