@@ -41,6 +41,8 @@ class Descriptor:
     5
     >>> os.read(end, 5)
     b'hello'
+    >>> os.close(end), os.close(other)
+    (None, None)
     """
 
     __slots__ = ("__weakref__", "_attached", "_fd")
