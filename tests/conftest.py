@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +27,11 @@ _reports = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 
 def pytest_configure() -> None:
-    """Marks the run before anything is started by it."""
+    """Marks the run before anything is started by it; Ctrl-C works as at a terminal, wherever the run was started."""
     leak_census.mark_this_run()
+    # A shell starts background jobs with SIGINT ignored, and Python keeps that: who waits for the interrupt hangs.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
