@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from distpool import pickling
 from distpool.messages import FLAG_GLOBALS
-from distpool.pickling import Parcel, SentGlobals, ShippedGlobal, dump, in_message, load, peel, unwrap, wrap
+from distpool.pickling import Parcel, SentGlobals, ShippedGlobal, dump, in_message, load, peel, wrap
 from support.jobs import square
 
 
@@ -481,7 +481,7 @@ def test_large_globals_sent_again_and_again_are_reported_once(caplog: pytest.Log
 
 
 def test_globals_travel_in_front_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    """wrap puts them there once per connection; peel assigns them and leaves the rest unopened; unwrap opens it."""
+    """wrap puts them there once per connection; peel assigns them and leaves the rest unopened, for load."""
     main = sys.modules["__main__"]
     monkeypatch.setattr(main, "first", None, raising=False)
     monkeypatch.setattr(main, "second", None, raising=False)
@@ -494,10 +494,10 @@ def test_globals_travel_in_front_of_the_body(monkeypatch: pytest.MonkeyPatch) ->
     rest, rest_buffers = peel(flags, body, buffers)
     assert (main.first, main.second) == ([1], big)
     assert load(rest, rest_buffers)[1] == (bytes(10_000),)
-    assert unwrap(flags, body, buffers)[0] is square
+    assert load(*peel(flags, body, buffers))[0] is square
     assert wrap(parcel, sent) == (0, parcel.body, parcel.buffers)
     assert wrap(parcel, None)[0] == FLAG_GLOBALS
-    assert unwrap(0, parcel.body, parcel.buffers)[0] is square
+    assert load(*peel(0, parcel.body, parcel.buffers))[0] is square
 
 
 def test_global_that_cannot_be_rebuilt_is_named() -> None:
@@ -505,7 +505,7 @@ def test_global_that_cannot_be_rebuilt_is_named() -> None:
     broken = ShippedGlobal("broken", None, b"garbage", [])
     flags, body, buffers = wrap(Parcel(b"", [], {"broken": broken}), None)
     with pytest.raises(RuntimeError, match="'broken'"):
-        unwrap(flags, body, buffers)
+        peel(flags, body, buffers)
 
 
 def test_public_names() -> None:

@@ -56,7 +56,7 @@ class Peer:
         write(self.process.stdin, (flags, body, [bytes(each) for each in buffers]))
         ok, flags, body, buffers = read(self.process.stdout)
         if ok:
-            return pickling.unwrap(flags, body, writable(buffers), self.sent)
+            return pickling.load(*pickling.peel(flags, body, writable(buffers), self.sent))
         captured = pickling.load_exception(body, writable(buffers))
         self.text = captured.traceback
         raise captured.ex
@@ -67,7 +67,7 @@ def serve():
     while (message := read(sys.stdin.buffer)) is not None:
         flags, body, buffers = message
         try:
-            f, args, kwargs = pickling.unwrap(flags, body, writable(buffers), back)
+            f, args, kwargs = pickling.load(*pickling.peel(flags, body, writable(buffers), back))
             flags, body, buffers = pickling.wrap(pickling.dump(f(*args, **kwargs)), back)
             ok = True
         except BaseException as error:

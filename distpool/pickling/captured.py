@@ -17,8 +17,8 @@ from types import TracebackType
 from distpool.light import Any, Final, pickle
 
 from ..errors import CapturedException, RemoteException, RemoteStandIn
-from .globals_ import unwrap_beside, wrap
-from .parcel import Parcel, pack
+from .globals_ import peel_beside, wrap
+from .parcel import Parcel, load, pack
 
 _OURS: Final = __name__.partition(".")[0]  # "distpool"
 
@@ -147,7 +147,8 @@ def load_exception(body: bytes | memoryview, buffers: Sequence[Any] = ()) -> Cap
     """Open what `dump_exception` made; an exception that cannot be rebuilt here is replaced by a stand-in."""
     type_name, text, formatted, hops, stage, flags, inner = pickle.loads(body)
     try:
-        exception = unwrap_beside(flags, inner, buffers)
+        # This process must not change by it: only names that are missing here are assigned.
+        exception = load(*peel_beside(flags, inner, buffers))
         if not isinstance(exception, BaseException):
             raise TypeError(f"{type_name} arrived as {type(exception).__qualname__}")
     except Exception as error:  # whatever user code does while being rebuilt costs this one exception

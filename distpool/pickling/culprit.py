@@ -1,12 +1,13 @@
 """Which part of an object cannot be pickled? Only used when pickling has failed, to say so in the error.
 
-Goes down from the object to the first part that fails and has no failing part itself. It pickles parts again and so
-runs user code again (``__reduce__``): hence the limits of depth and time.
+Used by `parcel`, which passes the way to try a part along: ``pack`` returns if it can be pickled, and raises if not.
+Goes down from the object to the first part that fails and has no failing part itself. Parts are pickled again, and so
+user code is run again (``__reduce__``): hence the limits of depth and time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from time import monotonic
@@ -14,35 +15,37 @@ from types import BuiltinMethodType, FunctionType, MethodType
 
 from distpool.light import Any, Final
 
-from .functions import code_facts, fill_of
-from .parcel import UnsendableGlobal, pack
+from .functions import code_facts
+from .gathering import UnsendableGlobal, fill_of
 
 _DEPTH: Final = 20  # levels; arbitrary, deeper paths help nobody
 _SECONDS: Final = 0.5  # the search only decorates an error; nobody should wait for it
 _WIDTH: Final = 10_000  # parts of one container that are tried
+
+Pack = Callable[[object], object]
 
 
 class _Refused(TypeError, RuntimeError):
     """A part raised RuntimeError from its own ``__reduce__``."""
 
 
-def explain(obj: object, error: Exception) -> TypeError:
+def explain(obj: object, error: Exception, pack: Pack) -> TypeError:
     """The error to raise: what was to be sent, which part of it fails, of which type, and why."""
-    return _explain(*_starts(obj), obj, error)
+    return _explain(*_starts(obj), obj, error, pack)
 
 
-def explain_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any], error: Exception) -> TypeError:
+def explain_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any], error: Exception, pack: Pack) -> TypeError:
     """As `explain`, for the arguments of a call."""
-    return _explain("call", _arguments(arguments, keywords), (arguments, keywords), error)
+    return _explain("call", _arguments(arguments, keywords), (arguments, keywords), error, pack)
 
 
-def _explain(root: str, starts: list[tuple[str, Any]], obj: object, error: Exception) -> TypeError:
-    deadline = monotonic() + _SECONDS
+def _explain(root: str, starts: list[tuple[str, Any]], obj: object, error: Exception, pack: Pack) -> TypeError:
+    search = _Search(pack)
     path, culprit, reason = root, obj, error
     for label, part in starts:
-        failure = _failure(part)
+        failure = search.failure(part)
         if failure is not None:
-            path, culprit, reason = _descend(label, part, failure, deadline)
+            path, culprit, reason = search.descend(label, part, failure)
             break
     noun = "argument " if path.startswith(("args", "kwargs")) else ""
     # An object that refuses with a RuntimeError of its own (a CachingPool does, as in Julia) is met by both names.
@@ -50,11 +53,11 @@ def _explain(root: str, starts: list[tuple[str, Any]], obj: object, error: Excep
     return kind(f"cannot send {noun}'{path}' of type {_type_name(culprit)}: {_reason(reason)}")
 
 
-def explain_global(name: str, value: object, error: Exception) -> str:
+def explain_global(name: str, value: object, error: Exception, pack: Pack) -> str:
     """The message for a global of by-value code that cannot be pickled."""
     if isinstance(error, UnsendableGlobal):
         return str(error)
-    path, culprit, reason = _descend(name, value, error, monotonic() + _SECONDS)
+    path, culprit, reason = _Search(pack).descend(name, value, error)
     inside = "" if path == name else f" (its part '{path}' of type {_type_name(culprit)})"
     return (
         f"cannot send global '{name}' of type {_type_name(value)}{inside}, which the code being sent mentions: "
@@ -74,30 +77,38 @@ def _arguments(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> list[tup
     return parts + [(f"kwargs[{key!r}]", value) for key, value in keywords.items()]
 
 
-def _descend(path: str, obj: Any, error: Exception, deadline: float) -> tuple[str, Any, Exception]:
-    seen = {id(obj)}
-    for _ in range(_DEPTH):
-        for label, part in _parts(obj):
-            if monotonic() > deadline:
-                return path, obj, error
-            if id(part) in seen:
-                continue
-            failure = _failure(part)
-            if failure is not None:
-                seen.add(id(part))
-                path, obj, error = path + label, part, failure
+class _Search:
+    """One search for the part at fault, and its time limit."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+        self._deadline = monotonic() + _SECONDS
+
+    def failure(self, part: object) -> Exception | None:
+        """What pickling this part raises; None if it can be pickled."""
+        try:
+            self._pack(part)
+        except Exception as error:  # whatever user code raises while being pickled is what we look for
+            return error
+        return None
+
+    def descend(self, path: str, obj: Any, error: Exception) -> tuple[str, Any, Exception]:
+        """From a part that fails with ``error`` to the innermost one: where it is, what it is, why it fails."""
+        seen = {id(obj)}
+        for _ in range(_DEPTH):
+            for label, part in _parts(obj):
+                if monotonic() > self._deadline:
+                    return path, obj, error
+                if id(part) in seen:
+                    continue
+                failure = self.failure(part)
+                if failure is not None:
+                    seen.add(id(part))
+                    path, obj, error = path + label, part, failure
+                    break
+            else:
                 break
-        else:
-            break
-    return path, obj, error
-
-
-def _failure(part: object) -> Exception | None:
-    try:
-        pack(part)
-    except Exception as error:  # whatever user code raises while being pickled is what we look for
-        return error
-    return None
+        return path, obj, error
 
 
 def _parts(obj: Any) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 
 from distpool.light import TYPE_CHECKING, Any, pickle
 
+from .gathering import in_message
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -85,8 +87,6 @@ class Descriptor:
         return f"Descriptor({self._fd})" if self._fd >= 0 else "Descriptor(closed)"
 
     def __reduce__(self) -> Any:
-        from .parcel import in_message  # which knows this room
-
         if not in_message():
             raise TypeError(f"{self!r} has a meaning only for processes of this machine, in messages of distpool's")
         return receive, (pickle.PickleBuffer(Attachment(self._for_messages())),)

@@ -15,7 +15,7 @@ from types import BuiltinMethodType, FunctionType, GetSetDescriptorType, MemberD
 from distpool.light import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .parcel import Packer
+    from .gathering import Gathering
 
 _FRAMES_KEPT: Final = 100  # at either end of a traceback; a RecursionError has a thousand, all alike (arbitrary)
 
@@ -23,7 +23,7 @@ _FRAMES_KEPT: Final = 100  # at either end of a traceback; a RecursionError has 
 _LEFT_BEHIND: Final = frozenset({"obj", "characters_written", "exceptions"})
 
 
-def reduce_exception(packer: Packer, exception: BaseException) -> Any:
+def reduce_exception(packer: Gathering, exception: BaseException) -> Any:
     """Take an exception apart: how to make it, and all that it carries."""
     replacement = packer.replaced.get(id(exception))
     if replacement is not None:
@@ -71,7 +71,7 @@ def _fields(exception: BaseException) -> dict[str, Any]:
     return fields
 
 
-def _chain(packer: Packer, exception: BaseException) -> tuple[Any, ...]:
+def _chain(packer: Gathering, exception: BaseException) -> tuple[Any, ...]:
     notes = getattr(exception, "__notes__", None)
     if packer.alone:  # testing whether this one can travel without its relatives
         return (None, None, None, exception.__suppress_context__, notes)

@@ -29,10 +29,11 @@ from types import CellType, CodeType, FunctionType, ModuleType
 
 from distpool.light import TYPE_CHECKING, Any, Final, NamedTuple
 
+from .gathering import is_filled
 from .importable import namespace_of
 
 if TYPE_CHECKING:
-    from .parcel import Packer
+    from .gathering import Gathering
 
 _CODES_LIMIT: Final = 512  # code objects remembered at the receiver; arbitrary, a few megabytes at most
 
@@ -105,23 +106,7 @@ def _walk(code: CodeType, names: dict[str, None], attributes: set[str]) -> bool:
     return relative
 
 
-class Cell:
-    """Stands for a closure's cell while pickling: made empty at the receiver, and one cell there for one cell here.
-
-    Filling it is left to the state of the first function that has it, which comes after that function exists: so
-    functions may refer to themselves and to each other, and those that share a cell still share it afterwards.
-    """
-
-    __slots__ = ("cell",)
-
-    def __init__(self, cell: CellType) -> None:
-        self.cell = cell  # keeps it alive, so that its id is not used for another one
-
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return make_cell, ()
-
-
-def reduce_function(packer: Packer, function: FunctionType) -> tuple[Any, ...]:
+def reduce_function(packer: Gathering, function: FunctionType) -> tuple[Any, ...]:
     """Take a function apart. Its globals are noted in the packer, except for a private namespace."""
     code = function.__code__
     facts = code_facts(code)
@@ -145,7 +130,7 @@ def reduce_function(packer: Packer, function: FunctionType) -> tuple[Any, ...]:
     return make_function, (packed, where, function.__name__, wrapped), state, None, None, set_function_state
 
 
-def _describe(packer: Packer, function: FunctionType, state: dict[str, Any]) -> None:
+def _describe(packer: Gathering, function: FunctionType, state: dict[str, Any]) -> None:
     """Put into `state` whatever a bare ``FunctionType(code, globals)`` would not have by itself."""
     code = function.__code__
     if function.__qualname__ != getattr(code, "co_qualname", None):  # 3.10 has no co_qualname
@@ -188,7 +173,7 @@ def _submodules(function: FunctionType, facts: CodeFacts) -> tuple[str, ...]:
     """Submodules reached as attributes of a package (``concurrent.futures``): importing the package is not enough."""
     found: list[str] = []
     values = [function.__globals__.get(name) for name in facts.names]
-    values += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    values += [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
     waiting = [value.__name__ for value in values if isinstance(value, ModuleType) and hasattr(value, "__path__")]
     while waiting:
         package = waiting.pop()
@@ -200,25 +185,7 @@ def _submodules(function: FunctionType, facts: CodeFacts) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _is_filled(cell: CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
-
-
-def fill_of(cell: CellType) -> tuple[Any] | None:
-    """The contents of a cell as a tuple of one; None when it is empty."""
-    return (cell.cell_contents,) if _is_filled(cell) else None
-
-
 # ------------------------------------------------------------------------------------------------ at the receiver
-
-
-def make_cell() -> CellType:
-    """An empty cell."""
-    return CellType()
 
 
 def make_function(code: bytes | CodeType, where: Any, name: str, cells: tuple[CellType, ...] | None) -> FunctionType:

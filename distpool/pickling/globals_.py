@@ -2,8 +2,8 @@
 
 Used by the peers that send (one `SentGlobals` per connection and direction) and by whoever opens a payload. The sender
 calls `wrap` in the order in which frames enter its stream, one at a time: what is noted as sent must arrive before a
-frame that relies on it. The receiver must likewise open, or at least `peel`, frames with FLAG_GLOBALS in that order,
-and must not throw one away unopened.
+frame that relies on it. The receiver must likewise `peel` frames with FLAG_GLOBALS in that order, and must not throw
+one away unpeeled.
 
 Julia's rule, restated: a name is sent when this connection never sent it, when it is bound to another object than the
 one sent last, or when that object has changed inside. It is not sent when nothing changed here, whatever the receiver
@@ -157,51 +157,39 @@ def wrap(parcel: Parcel, sent: SentGlobals | None) -> tuple[int, bytes, list[mem
     return FLAG_GLOBALS, b"".join((_LENGTH.pack(len(head)), head, parcel.body)), [*buffers, *parcel.buffers]
 
 
-def unwrap(flags: int, body: bytes | memoryview, buffers: Sequence[Any] = (), sent: SentGlobals | None = None) -> Any:
-    """Open a payload: first its globals into this process's ``__main__``, then the object itself.
+def peel(
+    flags: int, body: bytes | memoryview, buffers: Sequence[Any] = (), sent: SentGlobals | None = None
+) -> tuple[bytes | memoryview, Sequence[Any]]:
+    """Assign the globals in front of a payload, if any, and return the rest unopened, as `load` takes it.
 
     Args:
         sent: what this process sent on the same connection; received names count as known to the other side.
     """
-    if flags & FLAG_GLOBALS:
-        body, buffers = peel(flags, body, buffers, sent)
-    return load(body, buffers)
-
-
-def peel(
-    flags: int, body: bytes | memoryview, buffers: Sequence[Any] = (), sent: SentGlobals | None = None
-) -> tuple[bytes | memoryview, Sequence[Any]]:
-    """Assign the globals in front of a payload, if any, and return the rest unopened."""
-    if not flags & FLAG_GLOBALS:
-        return body, buffers
-    entries, body, buffers = _split(body, buffers)
-    for name, packed, parts in entries:
-        namespace, attribute = _place(name)
-        value = namespace[attribute] = _loaded(name, packed, parts)
-        if sent is not None:
-            sent.note_received(name, value)
-    return body, buffers
+    return _peel(True, flags, body, buffers, sent)
 
 
 def peel_beside(
     flags: int, body: bytes | memoryview, buffers: Sequence[Any] = (), sent: SentGlobals | None = None
 ) -> tuple[bytes | memoryview, Sequence[Any]]:
     """`peel` in a process whose ``__main__`` is that of the sender, too: names that are there are left as they are."""
+    return _peel(False, flags, body, buffers, sent)
+
+
+def _peel(
+    replaces: bool, flags: int, body: bytes | memoryview, buffers: Sequence[Any], sent: SentGlobals | None
+) -> tuple[bytes | memoryview, Sequence[Any]]:
     if not flags & FLAG_GLOBALS:
         return body, buffers
     entries, body, buffers = _split(body, buffers)
     for name, packed, parts in entries:
         namespace, attribute = _place(name)
-        if attribute not in namespace:
-            namespace[attribute] = _loaded(name, packed, parts)
+        if replaces or attribute not in namespace:
+            value = namespace[attribute] = _loaded(name, packed, parts)
+        else:
+            value = namespace[attribute]
         if sent is not None:
-            sent.note_received(name, namespace[attribute])
+            sent.note_received(name, value)
     return body, buffers
-
-
-def unwrap_beside(flags: int, body: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
-    """`unwrap` for what must not change this process: only names that are missing here are assigned."""
-    return load(*peel_beside(flags, body, buffers))
 
 
 Entry = tuple[str, bytes, Sequence[Any]]

@@ -19,9 +19,9 @@ from .importable import MAIN_NAMES, foreign_if_known, goes_by_name, is_foreign_n
 if TYPE_CHECKING:
     from types import MethodType, ModuleType
 
-    from .parcel import Packer
+    from .gathering import Gathering
 
-Rule = Callable[["Packer", Any], Any]
+Rule = Callable[["Gathering", Any], Any]
 Verdict = tuple["Rule | None", bool]
 
 _CACHE_LIMIT: Final = 2048  # arbitrary; see importable
@@ -91,7 +91,7 @@ def register_reducer(kind: type | str, reduce: Callable[[Any], Any]) -> None:
     _verdicts.clear()
 
 
-def _name_or_value(packer: Packer, obj: Any) -> Any:
+def _name_or_value(packer: Gathering, obj: Any) -> Any:
     """Functions and classes."""
     if goes_by_name(obj):
         if foreign_if_known(obj):
@@ -106,7 +106,7 @@ def _name_or_value(packer: Packer, obj: Any) -> Any:
 _NAMED_BY_PICKLE: Final = (type(None), type(NotImplemented), type(...))  # pickle itself has a way for these
 
 
-def _builtin(packer: Packer, function: Any) -> Any:
+def _builtin(packer: Gathering, function: Any) -> Any:
     """Functions written in C go by name, their bound methods as getattr(object, name); pickle knows both."""
     if goes_by_name(function):
         if foreign_if_known(function):
@@ -116,7 +116,7 @@ def _builtin(packer: Packer, function: Any) -> Any:
     return NotImplemented
 
 
-def _cloudpickled(packer: Packer, obj: Any) -> Any:
+def _cloudpickled(packer: Gathering, obj: Any) -> Any:
     """By cloudpickle's table, which is part of its pickler's public face."""
     # Needed by few messages, and tens of milliseconds to import.
     import cloudpickle  # type: ignore[import-untyped]  # it has no types
@@ -124,7 +124,7 @@ def _cloudpickled(packer: Packer, obj: Any) -> Any:
     return cloudpickle.Pickler.dispatch_table[type(obj)](obj)
 
 
-def _method(packer: Packer, method: MethodType) -> Any:
+def _method(packer: Gathering, method: MethodType) -> Any:
     """Pickle sends a method as getattr(object, name); that must lead back to it (not for lambdas and aliases)."""
     function, owner = method.__func__, method.__self__
     name = getattr(function, "__name__", None)
@@ -139,7 +139,7 @@ def make_method(function: Any, owner: object) -> MethodType:
     return made
 
 
-def _module(packer: Packer, module: ModuleType) -> Any:
+def _module(packer: Gathering, module: ModuleType) -> Any:
     name = module.__name__
     if name in MAIN_NAMES or module is sys.modules["__main__"]:
         return main_module, ()
@@ -152,11 +152,11 @@ def _module(packer: Packer, module: ModuleType) -> Any:
     return made_module, (name,)
 
 
-def _cell(packer: Packer, cell: Any) -> Any:
+def _cell(packer: Gathering, cell: Any) -> Any:
     return packer.whole_cell(cell)
 
 
-def _memoryview(packer: Packer, view: memoryview) -> Any:
+def _memoryview(packer: Gathering, view: memoryview) -> Any:
     """Arrives as a memoryview of the same shape, writable as here; one with gaps arrives contiguous."""
     if not view.c_contiguous:
         flat = pickle.PickleBuffer(view.tobytes())
@@ -173,7 +173,7 @@ def make_view(buffer: Any, form: Any, shape: tuple[int, ...]) -> memoryview:
     return view.cast(form, shape) if view.nbytes else view.cast(form)
 
 
-def _array(packer: Packer, array: Any) -> Any:
+def _array(packer: Gathering, array: Any) -> Any:
     """array.array knows nothing of protocol 5; a large one still need not be copied at the sender."""
     if len(array) * array.itemsize < APART or array.typecode == "u":
         return NotImplemented
@@ -189,7 +189,7 @@ def make_array(typecode: str, buffer: Any) -> Any:
     return made
 
 
-def _cached_function(packer: Packer, cached: Any) -> Any:
+def _cached_function(packer: Gathering, cached: Any) -> Any:
     """Decorated by functools.lru_cache: pickle knows it by name only. Travels with an empty cache."""
     if goes_by_name(cached):
         return NotImplemented
@@ -205,7 +205,7 @@ def make_cached(function: Any, size: int | None, typed: bool) -> Any:
     return functools.lru_cache(size, typed)(function)
 
 
-def _cached_property(packer: Packer, cached: Any) -> Any:
+def _cached_property(packer: Gathering, cached: Any) -> Any:
     """Part of a class by value. Before 3.12 it holds a lock."""
     return make_cached_property, (cached.func, cached.attrname)
 
@@ -219,7 +219,7 @@ def make_cached_property(function: Any, name: str | None) -> Any:
     return made
 
 
-def _standard_stream(packer: Packer, stream: Any) -> Any:
+def _standard_stream(packer: Gathering, stream: Any) -> Any:
     """The receiver's own; any other open file cannot travel, and pickle says so."""
     for name in ("stdout", "stderr", "stdin"):
         if stream is getattr(sys, name):
@@ -227,13 +227,13 @@ def _standard_stream(packer: Packer, stream: Any) -> Any:
     return NotImplemented
 
 
-def _dataclass_mark(packer: Packer, mark: Any) -> Any:
+def _dataclass_mark(packer: Gathering, mark: Any) -> Any:
     """Marks such as dataclasses.MISSING are compared by identity: by name, not as a new object."""
     names = vars(sys.modules["dataclasses"])
     return next((name for name, value in names.items() if value is mark), NotImplemented)
 
 
-def _new_type(packer: Packer, new_type: Any) -> Any:
+def _new_type(packer: Gathering, new_type: Any) -> Any:
     """typing.NewType: by name where the module can be imported."""
     if new_type.__module__ not in MAIN_NAMES:
         return NotImplemented

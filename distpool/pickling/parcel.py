@@ -1,7 +1,7 @@
 """An object becomes a parcel: a body, large buffers beside it, and the names of ``__main__`` it needs.
 
 Used by everyone who sends or opens payloads, in any thread, several at once and re-entrantly (an object's
-``__reduce__`` may pickle again). Owns nothing but a thread's mark that a message is being made.
+``__reduce__`` may pickle again). Owns nothing; what is noted on the way is in `gathering`.
 
     dump(obj)  ->  simple call or atom?   plain pickle
                    else                   Packer, one pass: decides for each object (see `kinds`)
@@ -13,16 +13,15 @@ Used by everyone who sends or opens payloads, in any thread, several at once and
 
 from __future__ import annotations
 
-import _thread
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
-from types import BuiltinFunctionType, CellType, FunctionType
+from types import BuiltinFunctionType, FunctionType
 
 from distpool.light import Any, Final, pickle
 
 from .descriptors import is_attachment
-from .functions import Cell, fill_of
+from .gathering import Gathering, Mentioned, UnsendableGlobal, sending_to
 from .importable import forget_names, known_functions
 from .kinds import APART, judge, known_verdict
 
@@ -30,29 +29,6 @@ _ATOMS: Final = frozenset({int, float, bool, str, type(None)})
 _FUNCTIONS: Final = (FunctionType, BuiltinFunctionType)
 _TEXTS: Final = frozenset({str, bytes})
 _FEW: Final = 8  # arguments looked at one by one on the fast path; more cost as much as the general path
-
-
-class Context(_thread._local):
-    """What a thread is doing: how deep in making messages, and for which process (0: not known)."""
-
-    depth = 0
-    pid = 0
-    refs: list[Any] | None = None  # what remote references in the message have left (claims)
-
-
-sending_to = Context()
-
-
-def note_ref(claim: Any) -> None:
-    """A remote reference is being pickled: its claim goes along with the message."""
-    if sending_to.refs is None:
-        sending_to.refs = []
-    sending_to.refs.append(claim)
-
-
-def in_message() -> bool:
-    """Is this thread pickling for a distpool message now? Remote references refuse to be pickled otherwise."""
-    return sending_to.depth > 0
 
 
 class Parcel:
@@ -137,7 +113,7 @@ def dump_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any], to: int
             raise
         from .culprit import explain_arguments  # only for failures
 
-        raise explain_arguments(arguments, keywords, error.__cause__) from error.__cause__
+        raise explain_arguments(arguments, keywords, error.__cause__, pack) from error.__cause__
 
 
 def dump_flat(value: Any, limit: int) -> bytes | None:
@@ -226,11 +202,7 @@ def _dump_any(obj: object, to: int) -> Parcel:
 def _explained(obj: object, error: Exception) -> TypeError:
     from .culprit import explain  # only for failures
 
-    return explain(obj, error)
-
-
-class UnsendableGlobal(TypeError):
-    """A global that by-value code mentions cannot be pickled; a plain TypeError to users."""
+    return explain(obj, error, pack)
 
 
 def pack(obj: object, replaced: dict[int, BaseException] | None = None, alone: bool = False, to: int = 0) -> Parcel:
@@ -278,17 +250,6 @@ def _keep_apart(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
     return False
 
 
-class Mentioned(dict[str, object]):
-    """Names of ``__main__`` (or ``module:name``) that by-value code mentions, and their values.
-
-    ``guessed`` are those of a whole module that goes by value: nobody knows which of them the code will use.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.guessed: set[str] = set()
-
-
 def _ship(mentioned: Mentioned) -> dict[str, ShippedGlobal]:
     """Pickle the mentioned globals, and those that these mention; the last found come first: they are needed first."""
     shipped: dict[str, ShippedGlobal] = {}
@@ -315,20 +276,11 @@ def _ship(mentioned: Mentioned) -> dict[str, ShippedGlobal]:
 def _unsendable(name: str, value: object, error: Exception) -> UnsendableGlobal:
     from .culprit import explain_global  # only for failures
 
-    return UnsendableGlobal(explain_global(name, value, error))
+    return UnsendableGlobal(explain_global(name, value, error, pack))
 
 
-class Packer(pickle.Pickler):
+class Packer(Gathering, pickle.Pickler):
     """The C pickler, asked back for everything but the built-in atoms and containers."""
-
-    # Set on each instance; class-level values keep the constructor in C.
-    foreign = False
-    alone = False
-    mentioned: Mentioned  # shared by the pickles of one message
-    replaced: dict[int, BaseException]  # exceptions that cannot travel
-    cells: dict[int, Cell] | None = None
-    filled: set[int] | None = None
-    privates: dict[int, dict[str, Any]] | None = None
 
     def reducer_override(self, obj: Any) -> Any:
         """Decide: NotImplemented leaves the object to pickle's own rules, which send functions and classes by name."""
@@ -343,55 +295,6 @@ class Packer(pickle.Pickler):
         if strange:
             self.foreign = True
         return NotImplemented if rule is None else rule(self, obj)
-
-    def mention(self, where: str, namespace: dict[str, Any], names: Sequence[str]) -> None:
-        """Note that code sent by value needs these names of its module; ones that do not exist are left alone."""
-        prefix = "" if where == "main" else where.partition(":")[2] + ":"
-        for name in names:
-            if name in namespace:
-                self.mentioned.setdefault(prefix + name, namespace[name])
-                self.mentioned.guessed.discard(prefix + name)
-
-    def guess(self, where: str, namespace: dict[str, Any], names: Sequence[str]) -> None:
-        """``mention``, of names that may or may not be needed: those that cannot travel are left out."""
-        before = self.mentioned.keys() - self.mentioned.guessed
-        self.mention(where, namespace, names)
-        self.mentioned.guessed |= self.mentioned.keys() - before
-
-    def cell(self, cell: CellType) -> Cell:
-        """The one stand-in for this cell in this pickle."""
-        if self.cells is None:
-            self.cells, self.filled = {}, set()
-        return self.cells.setdefault(id(cell), Cell(cell))
-
-    def new_fillings(self, function: FunctionType) -> list[tuple[Cell, tuple[Any]]]:
-        """Cells of this function that no other function of this pickle has filled yet, with their contents."""
-        fillings = []
-        for cell in function.__closure__ or ():
-            contents = fill_of(cell)
-            if contents is not None and self.filled is not None and id(cell) not in self.filled:
-                self.filled.add(id(cell))
-                fillings.append((self.cell(cell), contents))
-        return fillings
-
-    def private_namespace(self, namespace: dict[str, Any]) -> dict[str, Any]:
-        """The dict that stands for a namespace without a module; functions that share one go on sharing it."""
-        if self.privates is None:
-            self.privates = {}
-        if id(namespace) not in self.privates:
-            kept = ("__name__", "__package__", "__path__", "__file__")
-            self.privates[id(namespace)] = {name: namespace[name] for name in kept if name in namespace}
-        return self.privates[id(namespace)]
-
-    def whole_cell(self, cell: CellType) -> Any:
-        """A cell met outside a closure."""
-        contents = fill_of(cell)
-        return make_filled_cell, () if contents is None else contents
-
-
-def make_filled_cell(*contents: Any) -> CellType:
-    """A cell with its contents."""
-    return CellType(*contents)
 
 
 class Apart:
