@@ -84,20 +84,22 @@ if TYPE_CHECKING:
     from distpool.pools import remote as remote
     from distpool.pools import set_default_worker_pool as set_default_worker_pool
     from distpool.refs import Future as Future
-    from distpool.refs import RemoteChannel as RemoteChannel
-    from distpool.refs import close as close
-    from distpool.refs import fetch as fetch
-    from distpool.refs import isopen as isopen
-    from distpool.refs import isready as isready
-    from distpool.refs import put as put
-    from distpool.refs import take as take
-    from distpool.refs import wait as wait
+    from distpool.remote_channel import RemoteChannel as RemoteChannel
     from distpool.spawning import fetchfrom as fetchfrom
     from distpool.spawning import spawn as spawn
     from distpool.spawning import spawnat as spawnat
     from distpool.spawning import sync as sync
     from distpool.tallies import Usage as Usage
     from distpool.tallies import usage as usage
+    from distpool.verbs import channel_from_id as channel_from_id
+    from distpool.verbs import close as close
+    from distpool.verbs import fetch as fetch
+    from distpool.verbs import isopen as isopen
+    from distpool.verbs import isready as isready
+    from distpool.verbs import put as put
+    from distpool.verbs import remoteref_id as remoteref_id
+    from distpool.verbs import take as take
+    from distpool.verbs import wait as wait
     from distpool.waiting import Waiter as Waiter
 
 # Every public name and the room that has it.
@@ -149,9 +151,9 @@ _ROOMS = {
         "workers",
     ),
     "pickling": ("Descriptor", "register_reducer"),
-    "refs": (
-        "Future",
-        "RemoteChannel",
+    "refs": ("Future",),
+    "remote_channel": ("RemoteChannel",),
+    "verbs": (
         "channel_from_id",
         "close",
         "fetch",

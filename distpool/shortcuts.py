@@ -41,7 +41,7 @@ LEAST_SIZE: Final = 16
 
 
 class Handle(Protocol):
-    """The handle of a channel that another process owns (``refs.RemoteChannel``)."""
+    """The handle of a channel that another process owns (``RemoteChannel``)."""
 
     where: int
 

@@ -40,6 +40,7 @@ FLOORS = (
         "streams",
         "segments",
         "threads",
+        "turns",
         "claims",
         "shelf",
         "inbox",
@@ -61,6 +62,8 @@ FLOORS = (
     ),
     (
         "refs",
+        "remote_channel",
+        "verbs",
         "calls",
         "errands",
         "logs",
