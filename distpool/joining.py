@@ -97,7 +97,7 @@ class _Launched:
             problem = joining.finish(Deadline(self._limit))
             if problem is None:
                 connect_workers(member, [joining])
-                tell_members(member)
+                member.roll.tell_members()
         try:
             if problem is None:
                 lifecycle.started(member, [joining.pid])
@@ -148,10 +148,10 @@ class _Joining:
                 return
             self._peer = self._member.connect(self.pid, stream, self._config)
         if not self._manager.shares_files_with(self._config.host):
-            self._member.note_elsewhere(self.pid)
-        members, leaving = self._member.membership()
+            self._member.roll.note_elsewhere(self.pid)
+        members, leaving = self._member.roll.membership()
         welcome = {**self._welcome, "pid": self.pid, "members": members, "leaving": leaving}
-        welcome["is_spread"] = self._member.is_spread
+        welcome["is_spread"] = self._member.roll.is_spread
         welcome["host_timeout"] = os.environ.get("DISTPOOL_HOST_TIMEOUT")
         self._member.send_request(self._peer, self.reply, m.JOIN, dump(welcome))
         for parcel in self._member.first_calls:
@@ -301,7 +301,7 @@ def add_workers(
         if instead_of is not None and launched.joining and not pids and not errors:
             errors = [LaunchWorkerError("a worker ended when it had just joined")]  # so nothing more is to come
         connect_workers(member, launched.joining)
-        tell_members(member)
+        member.roll.tell_members()
     lifecycle.started(member, pids)
     if failure is not None:
         raise failure
@@ -341,11 +341,6 @@ def connect_workers(member: Member, newcomers: Sequence[_Joining]) -> None:
     if not member.cluster.is_lazy or member.cluster.topology == "custom":
         met = member.introductions.introduce_all()
         member.reader.wait(met, Deadline(worker_timeout()))
-
-
-def tell_members(member: Member) -> None:
-    """Tell every worker who belongs to the cluster now."""
-    member.tell_members()
 
 
 def _stillborn(pid: int, error: BaseException) -> str:

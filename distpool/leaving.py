@@ -10,7 +10,7 @@ import atexit
 from collections.abc import Sequence
 
 from distpool import messages as m
-from distpool.joining import help_to_end, tell_members
+from distpool.joining import help_to_end
 from distpool.light import Final
 from distpool.member import Member, existing_default
 from distpool.messages import DRIVER
@@ -32,7 +32,7 @@ def retire_workers(member: Member, pids: Sequence[int]) -> None:
     """End workers that are not needed any more, and wait for it, without keeping others from joining meanwhile."""
     _await_end(member, begin_removal(member, pids), None)
     with member.membership_lock:
-        tell_members(member)
+        member.roll.tell_members()
 
 
 def remove_workers(member: Member, pids: Sequence[int], waitfor: float | None = None) -> None:
@@ -75,7 +75,7 @@ def begin_removal(member: Member, pids: Sequence[int]) -> list[Leaving]:
 def finish_removal(member: Member, leaving: Sequence[Leaving], waitfor: float | None) -> None:
     """Wait until the processes have ended, killing those that do not obey; tell the others."""
     left = _await_end(member, leaving, waitfor)
-    tell_members(member)
+    member.roll.tell_members()
     if left:
         raise TimeoutError(f"processes {left} are not gone after {waitfor} seconds; they have been killed and will be")
 
@@ -129,7 +129,7 @@ class Leaving(Waiter):
             config.process.send_signal(9)
         elif config is not None:  # what can be done without a handle on it
             log.warning("worker %d did not end when asked; its connection is closed", self.pid)
-            self._member.give_up(self._peer)
+            self._member.roll.give_up(self._peer)
 
     def forget(self) -> None:
         self._member.cluster.unlisten(_nothing, self._departed)
@@ -170,7 +170,7 @@ def _leave_at_exit() -> None:
             member.reader.wait(each, deadline)
         # Of processes on this machine their managers show what is left, in exit handlers of their own.
         _await_output([each for each in leaving if not each.shows_itself])
-    member.print_notices()
+    member.roll.print_notices()
 
 
 atexit.register(_leave_at_exit)

@@ -15,9 +15,7 @@ Owns: the store, the table of actions, the idle call threads.
 from __future__ import annotations
 
 import os
-import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -33,7 +31,8 @@ from distpool.light import TYPE_CHECKING, Any, Final, socket
 from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
-from distpool.pickling import Parcel, dump, load, load_exception, note_spread
+from distpool.pickling import Parcel, load, load_exception
+from distpool.roll import Roll
 from distpool.segments import Segment
 from distpool.serving import NOTHING, Serving, send_error
 from distpool.shortcuts import Shortcuts
@@ -49,12 +48,6 @@ if TYPE_CHECKING:
 Job = Callable[[], object]
 Action = Callable[[Peer, Frame], None]
 
-# How long a closed stream waits for the report of how its process ended. The report of a fork server comes within a
-# millisecond; a process that closed its stream and lives on is killed after this time.
-EXIT_REPORT_SECONDS: Final = 0.5
-# How long after that nothing is said of its end, for the report tells how it was. Arbitrary: more than a busy machine
-# needs, for nobody waits so long on any other.
-LATE_REPORT_SECONDS: Final = 5.0
 # How long somebody whose time is up waits for a last word that may be lost. More than a round trip, or he would never
 # get it; arbitrary.
 LAST_WORD_SECONDS: Final = 0.5
@@ -76,7 +69,6 @@ class Member:
         self.cluster = Cluster(pid)
         self.reader = reader
         self.threads = _guest_threads(self) if is_guest else _call_threads.setdefault(reader, CallThreads(_CALL_NAME))
-        self._elsewhere: set[int] = set()  # on process 1: workers on machines that do not share our files
         self.execute: Callable[[Job], None] = execute or self.threads.run
         self.callbacks = Callbacks(self.threads)
         self.watches_exits = False  # "exited" callbacks are told of departures
@@ -95,14 +87,10 @@ class Member:
         )
         self.managers: dict[int, ClusterManager] = {}  # of the workers that have joined this process
         self.configs: dict[int, WorkerConfig] = {}  # of the workers that this process started
-        self.announces_deaths = False  # True for the cluster of ``addprocs``; pools replace their dead without a word
-        self._notices: deque[str] = deque()  # of deaths, not yet printed
-        self._notices_lock = threading.Lock()  # held while printing, so that the end of the program comes after it
+        self.roll = Roll(self.cluster, reader, self.threads, self.configs, self.managers)
         self.membership_lock = threading.Lock()  # one addprocs or rmprocs at a time (Julia's rule)
         # What a worker has to run before it is a member (``everywhere``); changed under membership_lock.
         self.first_calls: list[Parcel] = []
-        self._told_leaving: set[int] = set()  # on process 1: of whom the others were told that they are being removed
-        self._told_lock = threading.Lock()  # protects _told_leaving; taken before the cluster's
         self.actions: dict[int, Action] = {
             m.RESULT: self._answer,
             m.JOINED: self._answer,
@@ -136,18 +124,11 @@ class Member:
         """Make the connection to ``pid`` over a connected socket; it becomes a member by ``cluster.add``."""
         if config is not None:
             self.configs[pid] = config  # before anything can be read, for the stream may end at once
-        peer = Peer(pid, stream, self.reader, self.receive, self._stream_ended, self)
+        peer = Peer(pid, stream, self.reader, self.receive, self.roll.stream_ended, self)
         peer.is_in_our_process = self.is_guest or getattr(stream, "is_in_our_process", False)
         if config is not None and config.process is not None:
-            config.process.watch(lambda code, signum: self._exit_reported(peer, code, signum))
+            config.process.watch(lambda code, signum: self.roll.exit_reported(peer, code, signum))
         return peer
-
-    def _exit_reported(self, peer: Peer, exit_code: int | None, signum: int | None) -> None:
-        """The process is gone. Told on any thread; what is left in its socket is for the reading one."""
-        if self.reader.is_leading:
-            self._process_ended(peer, exit_code, signum)
-        else:
-            self.reader.call_later(0, lambda: self._process_ended(peer, exit_code, signum))
 
     def receive(self, peer: Peer, frame: Frame) -> None:
         """Act on one message. Runs on the reading thread; never blocks and opens nothing."""
@@ -169,95 +150,6 @@ class Member:
         pending = peer.pending.get(frame.request)
         if pending is not None:
             pending.arrived(frame)
-
-    def _stream_ended(self, peer: Peer) -> None:
-        """The other side closed the connection: it has ended, or will be ended."""
-        config = self.configs.get(peer.pid)
-        if config is None or config.process is None:
-            self._depart(peer, Departure())
-            return
-        self.reader.unregister(peer)
-        process = config.process
-        if hasattr(process, "stream_ended"):  # one elsewhere: news of its end come another way, and wait for this
-            process.stream_ended()
-            return
-        self.reader.call_later(EXIT_REPORT_SECONDS, lambda: self._end_silent(peer, process))
-
-    def _end_silent(self, peer: Peer, process: Any) -> None:
-        if peer.is_open:
-            process.send_signal(9)  # of no effect where it has ended, and only the report of it is late
-            self.reader.call_later(LATE_REPORT_SECONDS, lambda: self._end_unreported(peer, process))
-
-    def _end_unreported(self, peer: Peer, process: Any) -> None:
-        self._depart(peer, Departure(process.os_pid, detail="it closed its connection, and was killed"))
-
-    def give_up(self, peer: Peer, detail: str = "it did not end when asked", was_asked: bool = True) -> None:
-        """Close the connection to a process that does not end and cannot be killed from here."""
-        self._depart(peer, Departure(detail=detail, was_asked=was_asked))
-
-    def _process_ended(self, peer: Peer, exit_code: int | None, signum: int | None) -> None:
-        """The process is gone; what it sent before is still in the socket and counts."""
-        process = self.configs[peer.pid].process if peer.pid in self.configs else None
-        detail = getattr(process, "detail", None)
-        while peer.is_open and peer.has_input:
-            peer.on_readable()
-        self._depart(peer, Departure(process.os_pid if process else None, exit_code, signum, detail))
-
-    def _depart(self, peer: Peer, departure: Departure) -> None:
-        if peer.fault is not None:
-            departure.detail = f"what came from it could not be understood, and its connection was closed: {peer.fault}"
-        elif peer.silence is not None:
-            departure.detail = peer.silence
-        if self.cluster.depart(peer, departure):
-            if peer.pid in self._elsewhere:
-                self._elsewhere.discard(peer.pid)
-                note_spread(self, self.is_spread)
-            config, manager = self.configs.pop(peer.pid, None), self.managers.pop(peer.pid, None)
-            if config is not None and manager is not None:
-                self.threads.run(lambda: _deregister(manager, peer.pid, config))
-            if self.pid == DRIVER and not departure.was_asked:
-                self._announce(departure.error(peer.pid))
-            with self._told_lock:
-                was_told_of = peer.pid in self._told_leaving
-                self._told_leaving.discard(peer.pid)
-            if was_told_of:  # they keep what it held until they hear that it has ended
-                self.tell_members()
-
-    def note_elsewhere(self, pid: int) -> None:
-        """A worker on a machine that does not share our files is joining. On process 1; the others hear of it later."""
-        self._elsewhere.add(pid)
-        note_spread(self, True)
-
-    def tell_members(self) -> None:
-        """Tell every worker who belongs to the cluster now, and whether all of them have the same files."""
-        news = dump(self.membership())
-        for peer in self.cluster.peers():
-            peer.send_parcel(m.MEMBERS, news, ref=int(self.is_spread))
-
-    def membership(self) -> tuple[list[int], list[int]]:
-        """On process 1: who belongs to the cluster, and who is being removed; of these the others are told again."""
-        with self._told_lock:
-            leaving = self.cluster.leaving_pids()
-            self._told_leaving.update(leaving)
-            return self.cluster.procs(), leaving
-
-    @property
-    def is_spread(self) -> bool:
-        """On process 1: whether some worker is on a machine that does not share our files."""
-        return bool(self._elsewhere)
-
-    def _announce(self, death: BaseException) -> None:
-        """Tell the workers who is left, and the user. Who removes a worker does so itself, once for all it removes."""
-        self.tell_members()
-        if self.announces_deaths:
-            self._notices.append(f"distpool: {death}")
-            self.threads.run(self.print_notices)
-
-    def print_notices(self) -> None:
-        """Print what nobody may have waited for: which workers died by themselves. Not for the reading thread."""
-        with self._notices_lock:
-            while self._notices:
-                print(self._notices.popleft(), file=sys.stderr, flush=True)
 
     def _client_gone(self, pid: int, error: ProcessExitedException) -> None:
         self.store.client_gone(pid, error)
@@ -472,14 +364,6 @@ class _Opening:
         _context.member = self._previous
 
 
-def _deregister(manager: ClusterManager, pid: int, config: WorkerConfig) -> None:
-    """Tell a manager that its worker is gone; in a call thread, for it is somebody else's code."""
-    try:
-        manager.manage(pid, config, "deregister")
-    finally:
-        manager.manage(pid, config, "finalize")
-
-
 def _nothing(pid: int) -> None:
     pass
 
@@ -528,7 +412,7 @@ def default_member() -> Member:
         _forget_after_fork()
         if _default is None:
             _default = Member(DRIVER, process_reader())
-            _default.announces_deaths = True
+            _default.roll.announces_deaths = True
         return _default
 
 

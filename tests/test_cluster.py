@@ -200,7 +200,7 @@ def test_process_1_has_one_way_to_each(member: Member, peer: Peer) -> None:
     member.cluster.listen_for_end(ended.append)
     member.cluster.add(peer)
     member.cluster.terminate(2)
-    assert member.membership() == ([1], [2])
+    assert member.roll.membership() == ([1], [2])
     member.cluster.depart(peer, Departure())
     assert ended == [2]
-    assert member.membership() == ([1], [])
+    assert member.roll.membership() == ([1], [])

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from distpool import ProcessExitedException, WorkerPool, addprocs, pmap, procs, remotecall, remotecall_fetch, rmprocs
-from distpool.member import EXIT_REPORT_SECONDS
+from distpool.roll import EXIT_REPORT_SECONDS
 from support.aside import Aside
 from support.faults import (
     DEATHS,

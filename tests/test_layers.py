@@ -58,6 +58,7 @@ FLOORS = (
         "shortcuts",
         "serving",
         "visits",
+        "roll",
         "member",
     ),
     (

@@ -64,7 +64,7 @@ class Limits:
         if config is not None and config.process is not None:
             config.process.send_signal(9)
         elif peer is not None:  # somebody else has started it: what can be done from here is to work without it
-            self._member.give_up(peer, "it was stuck, and its connection was closed", was_asked=False)
+            self._member.roll.give_up(peer, "it was stuck, and its connection was closed", was_asked=False)
 
 
 def too_late(job: Job) -> TimeoutError:
