@@ -72,7 +72,11 @@ def host_workers(
         sys.exit(f"distpool: cannot listen on {bind or login_address()}: {error}")
     for name in preload:
         __import__(name)
-    Host(listeners, deadline).run()
+    try:
+        host = Host(listeners, deadline)
+    except OSError as error:
+        sys.exit(f"distpool: cannot host {number} workers: {error}")
+    host.run()
 
 
 def login_address() -> str:

@@ -103,7 +103,10 @@ def look_like(setup: dict[str, Any]) -> None:
     import importlib
 
     if setup["dir"] is not None:
-        os.chdir(setup["dir"])
+        try:
+            os.chdir(setup["dir"])
+        except OSError as error:
+            sys.exit(f"distpool worker: cannot go to its directory: {error}; name one that is there: dir=")
     # The first entry is the folder that ``-m`` was started in: the package's own.
     sys.path[:] = setup["path"] if setup["is_whole_path"] else [*setup["path"], *sys.path[1:], sys.path[0]]
     sys.argv[:] = setup["argv"]

@@ -52,7 +52,24 @@ def test_machines_are_taken_apart(spec: str, login: str, port: int | None, bind:
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "  ", "a b c", "@h", "joe@", "1:2:3", "h:", "h:x", "h:²", "[::1", "[]:1", "[::1]x", "h :9", "h 1.1.1.1:0"],
+    [
+        "",
+        "  ",
+        "a b c",
+        "2*h",
+        "h*2",
+        "@h",
+        "joe@",
+        "1:2:3",
+        "h:",
+        "h:x",
+        "h:²",
+        "[::1",
+        "[]:1",
+        "[::1]x",
+        "h :9",
+        "h 1.1.1.1:0",
+    ],
 )
 def test_texts_that_are_no_machine(spec: str) -> None:
     """Refused, with the text in the message."""

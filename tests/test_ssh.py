@@ -205,22 +205,51 @@ def test_a_tunnel_that_cannot_be_opened(sshd: Sshd, tmp_path: Path, eventually: 
         ("h1", {"exename": "/no/such/python"}, "/no/such/python", "exename="),
         ("h1", {"dir": "/no/such/directory"}, "/no/such/directory", "dir="),
         ("h1", {"exename": [sys.executable, "-I", "-S"]}, "No module named distpool", "install distpool"),
-        ("h1", {"exeflags": "--no-such-flag"}, "no-such-flag", ""),
-        ("h1", {"preload": ["no_such_module"]}, "no_such_module", ""),
-        ("h1 203.0.113.1", {}, "cannot listen on 203.0.113.1", ""),
+        ("h1", {"exeflags": "--no-such-flag"}, "no-such-flag", "exeflags="),
+        ("h1", {"exename": "/bin/cat"}, "invalid option", "no Python"),
+        ("h1", {"preload": ["no_such_module"]}, "no_such_module", "preload="),
+        ("h1", {"shell": "csh"}, "syntax error", "shell="),
+        ("h1", {"sshflags": "-Q nonsense"}, "nonsense", "by hand what ssh needs: ssh h1 true"),
+        ("h1 203.0.113.1", {}, "cannot listen on 203.0.113.1", "an address of that machine"),
     ],
 )
 def test_a_login_that_fails(sshd: Sshd, machine: str, options: dict[str, Any], said: str, remedy: str) -> None:
     """The error names the machine, has the other side's own words, and says what to do."""
     with pytest.raises(CompositeException) as caught:
-        addprocs([(machine, 2)], sshflags=sshd.flags, **options)
+        addprocs([(machine, 2)], **{"sshflags": sshd.flags, **options})
     (error,) = caught.value.exceptions
     assert isinstance(error, LaunchWorkerError)
     text = str(error)
     assert text.startswith(f"{machine}: ")
-    assert said in text
-    assert remedy in text
+    what_came, _, what_to_do = text.partition("what to do: ")
+    assert said in what_came
+    assert remedy in what_to_do
     assert distpool.workers() == [1]
+
+
+@pytest.mark.parametrize(
+    ("start_up", "said"),
+    [
+        ("exit 0", "nothing came from there"),
+        ("ulimit -n 12", "cannot host 8 workers: [Errno 24] Too many open files"),
+        ("yes banner | head -2000", "more than 1000 lines"),
+        (r"printf '\033[2Jmind\n'; head -c 2000000 /dev/zero", "more than 1048576 bytes"),
+    ],
+)
+def test_a_login_shell_that_is_in_the_way(tmp_path: Path, start_up: str, said: str) -> None:
+    """What its start-up files do may keep workers from starting: that is said, briefly and in plain signs."""
+    fake = FakeSsh(tmp_path, start_up)
+    with pytest.raises(CompositeException) as caught:
+        addprocs([("joe@h1:2222", 8)], ssh=str(fake.program))
+    text = str(caught.value.exceptions[0])
+    assert said in text
+    assert text.count("\n") <= 25
+    assert text.replace("\n", "").isprintable()
+    if "Errno" in said:
+        assert "what to do: start fewer workers there" in text
+    else:
+        assert "start-up file" in text
+        assert "ssh -p 2222 joe@h1 python3 -m distpool --version" in text
 
 
 @pytest.mark.parametrize("on_failure", ["raise", "warn", "rollback"])
@@ -250,6 +279,8 @@ def test_another_version(sshd: Sshd, tmp_path: Path) -> None:
         addprocs(["h1"], sshflags=sshd.flags, exename=str(python))
     text = str(caught.value.exceptions[0])
     assert f"h1: distpool 0.0.1 there and distpool {distpool.__version__} here" in text
+    assert "what to do: name a Python with the same versions" in text
+    assert "nothing came" not in text
 
 
 def test_a_login_that_takes_too_long(tmp_path: Path, eventually: Eventually) -> None:

@@ -39,11 +39,16 @@ REPORT_SECONDS: Final = 5.0
 FAREWELL_SECONDS: Final = 1.0
 # Seconds that a login without a header waits for the exit status of its client, which tells what was wrong.
 STATUS_SECONDS: Final = 1.0
+# The exit status by which ssh tells that it has failed itself; any other one is the remote command's.
+SSH_FAILED: Final = 255
+
+# Of a talkative login shell so many of the last lines are shown in an error. Arbitrary: what fits on a screen.
+SHOWN_LINES: Final = 20
 
 # What is to be done about a login that failed: a sign in what was said, and the remedy. The first that fits is shown.
 REMEDIES: Final = (
     ("Host key verification failed", "log in once by hand, or pass sshflags='-o StrictHostKeyChecking=accept-new'"),
-    ("Permission denied", "give it a key that ssh may use without asking: ssh-copy-id, ssh-agent, sshflags='-i KEY'"),
+    ("Permission denied (", "give it a key that ssh may use without asking: ssh-copy-id, ssh-agent, sshflags='-i KEY'"),
     ("Could not resolve hostname", "check the name, or give it an address in ~/.ssh/config"),
     ("Name or service not known", "check the name, or give it an address in ~/.ssh/config"),
     ("No space left on device", "the disk of that machine is full: free some of it"),
@@ -53,9 +58,20 @@ REMEDIES: Final = (
     ("Connection refused", "no ssh server answers there: check the port, as in 'host:2222'"),
     ("Connection timed out", "the machine does not answer: check its address, or the way to it"),
     ("No route to host", "the machine does not answer: check its address, or the way to it"),
+    ("cannot listen on", "name an address of that machine, and a port that is free: 'host 10.0.0.7:9000', or neither"),
+    ("Too many open files", "start fewer workers there, or allow more: ulimit -n"),
+    ("Cannot fork", "start fewer workers there, or allow more processes: ulimit -u"),
+    ("Resource temporarily unavailable", "start fewer workers there, or allow more processes: ulimit -u"),
+    ("Cannot allocate memory", "start fewer workers there: its memory is used up"),
     ("SyntaxError", "the Python there is too old: name one with distpool by exename= or venv="),
+    ("syntax error near unexpected token `cd'", "its login shell is no csh: leave shell= out"),
+    ("nknown option", "the Python there does not know such a flag: check exeflags="),
+    ("invalid option", "what was started there is no Python: check exename="),
+    ("unrecognized option", "what was started there is no Python: check exename="),
+    ("ModuleNotFoundError", "install that module there, or leave it out of preload="),
     ("can't cd to", "name a directory that is there: dir="),
     ("cd: ", "name a directory that is there: dir="),
+    ("Permission denied", "name a Python that may be started there: exename= or venv="),
     ("not found", "name a Python that is there: exename= or venv="),
     ("No such file or directory", "name a Python that is there: exename= or venv="),
 )  # fmt: skip
@@ -127,15 +143,31 @@ class Login:
 
     def fail(self, reason: str) -> None:
         """Give up a login whose workers cannot be had, with what was said there and what can be done."""
-        said = [*self._reports.banner, self._reports.rest, *self._complaints.lines]
-        text = "\n".join(line for line in said if line.strip())[-SHOWN_CHARACTERS:]
-        lines = [
-            f"{self.machine.spec}: {reason}",
-            f"what came from there: {text}" if text else "nothing came from there",
-        ]
-        remedy = next((remedy for sign, remedy in REMEDIES if sign in text), None)
-        self._settle(LaunchWorkerError("\n".join([*lines, *([f"what to do: {remedy}"] if remedy else [])])))
+        said = "\n".join([*self._reports.banner, self._reports.rest, *self._complaints.lines])
+        lines = [_readable(line) for line in said.splitlines() if line.strip("\0 \t")]
+        text = "\n".join(lines[-SHOWN_LINES:])[-SHOWN_CHARACTERS:]
+        parts = [f"{self.machine.spec}: {reason}"]
+        if text:
+            parts.append(f"what came from there: {text}")
+        elif self.header is None:
+            parts.append("nothing came from there")
+        parts.append(f"what to do: {self._remedy(text)}")
+        self._settle(LaunchWorkerError("\n".join(parts)))
         self.end()
+
+    def _remedy(self, text: str) -> str:
+        """What can be done about it: by what was said, or by how far the login has come."""
+        if self.header is not None:  # another version
+            return "name a Python with the same versions as here: exename= or venv="
+        if (remedy := next((remedy for sign, remedy in REMEDIES if sign in text), None)) is not None:
+            return remedy
+        login = f"ssh {f'-p {self.machine.port} ' if self.machine.port else ''}{self.machine.login}"
+        if self.client.exit_code == SSH_FAILED:
+            return f"see by hand what ssh needs: {login} true"
+        return (
+            f"see by hand what the login shell there does with a command, for a start-up file (.bashrc, .profile) may "
+            f"end it, wait for input, or say too much: {login} python3 -m distpool --version"
+        )
 
     def end(self) -> None:
         """End the client, and so the host at its other end with all its workers."""
@@ -234,6 +266,11 @@ class Login:
         self._complaints.read_all()
         last = list(self._complaints.lines)[-1:]
         return f"the login to {self.machine.spec} ended" + "".join(f": {line}" for line in last)
+
+
+def _readable(line: str) -> str:
+    """A line without what would upset a terminal: a start-up file may say anything."""
+    return "".join(sign if sign.isprintable() or sign == "\t" else "\N{REPLACEMENT CHARACTER}" for sign in line)
 
 
 @functools.cache

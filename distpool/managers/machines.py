@@ -63,6 +63,8 @@ def parse_machine(spec: str) -> Machine:
     host, port = split_port(place, spec)
     if (at and not user) or not host:
         raise ValueError(f"{spec!r} is no machine: it is written {_GRAMMAR}")
+    if "*" in login:
+        raise ValueError(f"{spec!r} is no machine: several workers on one are written ('host', 4); 4*host in a file")
     if login.startswith("-") or host.startswith("-"):  # ssh would take it for an option, and some options run programs
         raise ValueError(f"{spec!r} is no machine: neither a user nor a host begins with a dash")
     number = None if port is None else checked_port(port, spec)
