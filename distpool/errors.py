@@ -1,6 +1,6 @@
 """Every error that distpool raises in its own name, in one tree.
 
-Used by every room. No thread, no lock; the only state is a weak table of classes (see `remote_exception`).
+Used by every room. No thread, no lock, no state.
 One class per thing that a caller can *do* about it::
 
     Exception
@@ -26,8 +26,6 @@ of the standard library.
 from __future__ import annotations
 
 import sys
-import weakref
-from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from distpool.light import TYPE_CHECKING, Any, Final, overload
@@ -130,6 +128,9 @@ class CapturedException:
         return f"CapturedException({_safely(repr, self.ex)}, hops={self.hops})"
 
 
+_ARGS: Final[Any] = BaseException.__dict__["args"]  # also where a class has an `args` of its own
+
+
 class RemoteException(RuntimeError):
     """What you called raised an exception, in the process that ran it (which may be your own).
 
@@ -224,7 +225,7 @@ class RemoteException(RuntimeError):
 
 
 class _Mixed(RemoteException):
-    """Base of the classes made by `_mixed_class`, in their method order before the original's class."""
+    """Base of the classes that `remote_exception` has made, in their method order before the original's class."""
 
     def __init_subclass__(cls) -> None:
         """Stops here: a user's own ``__init_subclass__`` (a registry, say) must not see classes that nobody wrote."""
@@ -251,66 +252,21 @@ def remote_exception(pid: int, captured: CapturedException, hops: Iterable[int] 
     return RemoteException(pid, captured, hops)
 
 
+def _blend(pid: int, captured: CapturedException, hops: Iterable[int] | None) -> RemoteException:
+    from distpool.blending import blend  # only for failures
+
+    error: _Mixed = blend(captured.ex, _Mixed, RemoteException.__name__)
+    error._fill(pid, captured, hops)
+    if error.captured is not captured:
+        raise TypeError(f"{type(captured.ex)} hides the attributes of RemoteException")
+    return error
+
+
 def _can_mix(original: type[BaseException]) -> bool:
     if issubclass(original, (RemoteException, StopIteration, StopAsyncIteration)):
         return False
     # A plain one is an instance of Exception and of RuntimeError already.
     return issubclass(original, Exception) and original not in RemoteException.__mro__
-
-
-# Weak on both sides: a mixed class refers to the original's, so if the table held it, no class that a notebook
-# redefines would ever be freed. A mixed class lives as long as its instances and is made again when needed.
-_mixed: Final[weakref.WeakKeyDictionary[type, weakref.ref[type[_Mixed]]]] = weakref.WeakKeyDictionary()
-
-
-def _mixed_class(original: type[BaseException]) -> type[_Mixed]:
-    known = _mixed.get(original)
-    mixed: Any = known() if known is not None else None
-    if mixed is None:
-        # A class statement in effect, but without running a user's metaclass: registries again.
-        meta = type(original)
-        make = ABCMeta if issubclass(meta, ABCMeta) else type
-        name = f"RemoteException({original.__name__})"
-        mixed = make.__new__(meta, name, (_Mixed, original), {"__module__": __name__})
-        _mixed[original] = weakref.ref(mixed)
-    return mixed  # type: ignore[no-any-return]
-
-
-_ARGS: Final[Any] = BaseException.__dict__["args"]
-# How the fields of classes in C, and __slots__, look in a class: "getset" and "member" descriptors.
-_FIELDS: Final = (type(_ARGS), type(OSError.__dict__["errno"]))
-_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: not one of the interpreter's own static classes
-
-
-def _blend(pid: int, captured: CapturedException, hops: Iterable[int] | None) -> RemoteException:
-    ex: Any = captured.ex
-    mixed = _mixed_class(type(ex))
-    static: Any = mixed
-    while static.__flags__ & _HEAP_TYPE:  # up to the class in C that decides the layout: Python insists on its __new__
-        static = static.__base__
-    # A group is the one built-in that cannot be made empty and filled later.
-    needed = (ex.message, ex.exceptions) if static.__name__ == "BaseExceptionGroup" else ()
-    error: _Mixed = static.__new__(mixed, *needed)
-    _copy_fields(ex, error)
-    error._fill(pid, captured, hops)
-    if error.captured is not captured:
-        raise TypeError(f"{type(ex)} hides the attributes of RemoteException")
-    return error
-
-
-def _copy_fields(source: BaseException, target: BaseException) -> None:
-    """Copies what an instance holds, without running a line of its class."""
-    own = dict(object.__getattribute__(source, "__dict__"))
-    if "__notes__" in own:
-        own["__notes__"] = list(own["__notes__"])  # notes added to the copy are not the original's
-    object.__getattribute__(target, "__dict__").update(own)
-    for cls in type(source).__mro__:
-        for name, field in vars(cls).items():
-            if isinstance(field, _FIELDS) and not name.startswith("__"):
-                try:  # noqa: SIM105  # contextlib is not worth its import here
-                    field.__set__(target, field.__get__(source))
-                except (AttributeError, TypeError):
-                    pass  # an empty slot, or a field that only __new__ sets
 
 
 class ProcessExitedException(RuntimeError):

@@ -20,7 +20,7 @@ COMPAT = ROOT / "compat"
 
 # From the ground up; inside a floor, earlier rooms may be imported by later ones.
 FLOORS = (
-    ("light", "errors", "messages", "desk", "channel"),
+    ("light", "blending", "errors", "messages", "desk", "channel"),
     (
         "cookie",
         "credentials",
