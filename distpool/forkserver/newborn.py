@@ -1,7 +1,7 @@
 """The first moments of a worker: from the return of ``fork`` to the call of its entry.
 
-Used by :mod:`.server`, in the child only. It must shed what belongs to the fork server, take what the driver gave, and
-never return.
+Used by :mod:`.server`, in the child only, and in parts by workers that come into being otherwise. A newborn must shed
+what belongs to the fork server, take what the driver gave, and never return.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from io import TextIOWrapper
 
-    from .server import Server
-
 try:
     import fcntl
 except ImportError:  # not a Unix; nobody forks there
     fcntl = None  # type: ignore[assignment]
 
 
-def be_worker(server: Server, fds: Sequence[int], setup: bytes) -> NoReturn:
+def be_worker(shed: Callable[[], None], fds: Sequence[int], setup: bytes, page: object) -> NoReturn:
     """Turn this freshly forked process into a worker, and end it when its entry returns or raises.
 
-    The exit status is 0, what ``sys.exit`` was called with, or 1 after any other exception.
+    ``shed`` gives up what is the fork server's. The exit status is 0, what ``sys.exit`` was called with, or 1 after any
+    other exception.
     """
     status = 1
     try:
         os.setsid()
-        _shed(server)
-        status = _live(fds, pickle.loads(setup), server.page)
+        shed()
+        status = _live(fds, pickle.loads(setup), page)
     except SystemExit as end:
         status = _exit_status(end)
     except BaseException:  # the last line of this process: whatever it is, it must not reach the server's loop
@@ -50,19 +49,6 @@ def load_entry(name: str) -> Callable[[int, dict[str, Any]], object]:
     __import__(module)
     entry: Callable[[int, dict[str, Any]], object] = getattr(sys.modules[module], function)
     return entry
-
-
-def _shed(server: Server) -> None:
-    """Give up what is the fork server's: its signals, its socket, its pipes."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # SIGINT stays ignored until the worker's own code can take it.
-    server.control.close()
-    for fd in (server.wakeup, server.wakeup_end, server.lifeline_end, server.driver_fd):
-        if fd >= 0:
-            os.close(fd)
-    server.outputs.leave()
-    hold_lifeline(server.lifeline)
 
 
 def hold_lifeline(pipe: int) -> None:

@@ -37,7 +37,7 @@ from .frames import (
     ROOM,
     STARTED,
 )
-from .newborn import be_worker, load_entry
+from .newborn import be_worker, hold_lifeline, load_entry
 from .outputs import Outputs
 
 if TYPE_CHECKING:
@@ -225,11 +225,23 @@ class Server:
             self.outputs.close(token)
         else:
             if os_pid == 0:
-                be_worker(self, fds, setup)
+                be_worker(self._shed, fds, setup, self.page)
             self.children[os_pid] = token
             self._tell(STARTED, token, b"", os_pid)
         for fd in fds:
             os.close(fd)
+
+    def _shed(self) -> None:
+        """In a child: give up what is ours, signals, socket and pipes; what is left is the lifeline, to hold on to."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # SIGINT stays ignored until the worker's own code can take it.
+        self.control.close()
+        for fd in (self.wakeup, self.wakeup_end, self.lifeline_end, self.driver_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.outputs.leave()
+        hold_lifeline(self.lifeline)
 
     def _reap(self) -> None:
         while (dead := self._next_dead()) is not None:
