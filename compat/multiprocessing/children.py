@@ -15,7 +15,14 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pool import Pool
+    from typing import Protocol
+
+    class Pool(Protocol):
+        """What is asked of a pool."""
+
+        @property
+        def _pool(self) -> list[PoolWorker]: ...
+
 
 # How often a wait looks where the system cannot tell of a process's end. Arbitrary.
 LOOK_SECONDS = 0.02

@@ -10,21 +10,18 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from multiprocessing import TimeoutError, pool
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import distpool
 
 from .failures import failure_of
 
-if TYPE_CHECKING:
-    from .pool import Pool
-
 
 class IMapIterator(pool.IMapIterator):  # type: ignore[type-arg]  # the standard library's, for isinstance()
     """Results one by one. A task that failed raises when its turn comes, and the iterator goes on after it."""
 
-    def __init__(self, pool: Pool, stream: distpool.ResultStream, is_bounded: bool) -> None:
-        self._pool: Pool | None = pool  # which must not end before
+    def __init__(self, pool: object, stream: distpool.ResultStream, is_bounded: bool) -> None:
+        self._pool: object = pool  # which must not end before
         self._stream = stream
         self._is_bounded = is_bounded  # the input is read an exact number of tasks ahead of what was taken
         self._came: Iterator[list[Any]] = self._begin(None)

@@ -12,6 +12,8 @@ it does not wait for other processes (but a manager's proxy, which says hello to
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -106,8 +108,6 @@ _arenas: weakref.WeakValueDictionary[tuple[int, int], Any] = weakref.WeakValueDi
 
 def rebuild_arena(kind: Any, size: int, end: distpool.Descriptor) -> Any:
     """The memory behind Values and Arrays."""
-    import os
-
     facts = os.fstat(end.fileno())
     key = facts.st_dev, facts.st_ino
     arena = _arenas.get(key)
@@ -143,8 +143,6 @@ def attach(kind: Any, name: str) -> Any:
     """A block of shared memory, or a list in one, which another process looks after."""
     from multiprocessing import resource_tracker
 
-    from .worker import guests, share_tracker
-
     if distpool.myid() != 1:  # globals of a script come before the worker is told who it is
         share_tracker(resource_tracker)
     outer, guests.arrive = guests.arrive, True
@@ -156,6 +154,51 @@ def attach(kind: Any, name: str) -> Any:
 
 def _shared_list(shared: Any) -> tuple[Any, ...]:
     return attach, (type(shared), shared.shm.name)
+
+
+# -- who looks after shared memory: the resource tracker
+
+
+class _Guests(threading.local):
+    """Whether this thread just now opens something that belongs to another process."""
+
+    arrive = False
+
+
+guests = _Guests()
+
+
+def share_tracker(resource_tracker: Any) -> None:
+    """Let this process use the driver's resource tracker.
+
+    One of its own would end with the worker, and take the worker's shared memory with it. What has come from the driver
+    is the driver's to look after, and not even told of. Harmless to repeat.
+    """
+    tracker, own_pid = resource_tracker._resource_tracker, os.getpid()
+    if "_send" in vars(tracker):
+        return
+    ensure_running, send = tracker.ensure_running, tracker._send
+
+    def ensure_shared() -> None:
+        if tracker._fd is None and os.getpid() == own_pid:  # else a process that a task has forked
+            tracker._fd = distpool.remotecall_fetch(lend_tracker, 1).detach()
+        ensure_running()
+
+    def send_unless_guest(command: str, name: str, kind: str) -> None:
+        if command != "REGISTER" or not guests.arrive:
+            send(command, name, kind)
+
+    tracker.ensure_running = ensure_shared
+    tracker._send = send_unless_guest
+
+
+def lend_tracker() -> distpool.Descriptor:
+    """Return what leads to this process's resource tracker. Called in the driver."""
+    from multiprocessing import resource_tracker
+
+    fd = resource_tracker.getfd()
+    assert fd is not None  # it is running now
+    return distpool.Descriptor(fd)
 
 
 # -- secrets

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
-
-import distpool
 
 from . import travel
 
@@ -57,7 +54,7 @@ def become(role: Role, number: int) -> None:
         {
             "multiprocessing.process": lambda module: _take_name(module, role, identity),
             "multiprocessing.context": lambda module: _take_method(module, role),
-            "multiprocessing.resource_tracker": share_tracker,
+            "multiprocessing.resource_tracker": travel.share_tracker,
             "logging": _name_processes,
         }
     )
@@ -177,48 +174,3 @@ def _take_method(context: Any, role: Role) -> None:
 def _name_processes(logging: object) -> None:
     """Log records tell the name of the process only where ``multiprocessing`` was imported."""
     __import__("multiprocessing.process")
-
-
-# -- the resource tracker
-
-
-def share_tracker(resource_tracker: Any) -> None:
-    """Let this process use the driver's resource tracker.
-
-    One of its own would end with the worker, and take the worker's shared memory with it. What has come from the driver
-    (``travel``) is the driver's to look after, and not even told of. Harmless to repeat.
-    """
-    tracker, own_pid = resource_tracker._resource_tracker, os.getpid()
-    if "_send" in vars(tracker):
-        return
-    ensure_running, send = tracker.ensure_running, tracker._send
-
-    def ensure_shared() -> None:
-        if tracker._fd is None and os.getpid() == own_pid:  # else a process that a task has forked
-            tracker._fd = distpool.remotecall_fetch(lend_tracker, 1).detach()
-        ensure_running()
-
-    def send_unless_guest(command: str, name: str, kind: str) -> None:
-        if command != "REGISTER" or not guests.arrive:
-            send(command, name, kind)
-
-    tracker.ensure_running = ensure_shared
-    tracker._send = send_unless_guest
-
-
-def lend_tracker() -> distpool.Descriptor:
-    """Return what leads to this process's resource tracker. Called in the driver."""
-    from multiprocessing import resource_tracker
-
-    fd = resource_tracker.getfd()
-    assert fd is not None  # it is running now
-    return distpool.Descriptor(fd)
-
-
-class _Guests(threading.local):
-    """Whether this thread just now opens something that belongs to another process."""
-
-    arrive = False
-
-
-guests = _Guests()
