@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from distpool.verbs import remoteref_id as remoteref_id
     from distpool.verbs import take as take
     from distpool.verbs import wait as wait
+    from distpool.turns import InTurn as InTurn
     from distpool.waiting import Waiter as Waiter
 
 # Every public name and the room that has it.
@@ -167,6 +168,7 @@ _ROOMS = {
     "cores": ("usable_cores",),
     "futures": ("Outcome", "Promise"),
     "tallies": ("Usage", "usage"),
+    "turns": ("InTurn",),
     "waiting": ("Waiter",),
     "pools": (
         "AbstractWorkerPool",

@@ -1,8 +1,8 @@
 """The future of one task in a pool: a ``Future`` that can also be awaited, called back and cancelled.
 
 Made by ``pool.submit``. Completed on the reading thread, which does no more than store the outcome and wake: an outcome
-that may run strange code when opened stays unopened until somebody asks for it, and callbacks run in a thread of their
-own.
+that may run strange code when opened stays unopened until somebody asks for it, and callbacks run in another thread,
+one after the other (``turns``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from distpool.member import Member
 from distpool.pickling import note_ref
 from distpool.refs import Future, future_from
 from distpool.transport import Deadline, Waiter
+from distpool.turns import InTurn
 
 T = TypeVar("T")
 
@@ -100,6 +101,18 @@ class Promise(Protocol):
         """The call has ended: with this value, or with an ``Outcome`` that tells more when it is asked."""
 
 
+class Giver(Protocol):
+    """What a future needs of the pool that its task was given to."""
+
+    callbacks: InTurn
+
+    def stop_call(self, promise: Promise) -> None:
+        """Interrupt the task where it runs."""
+
+    def recall(self, promise: Promise) -> None:
+        """Ask for the task back, and wait for the answer: ``come_back`` is called before, if it has not begun."""
+
+
 class TaskFuture(Future[T], Generic[T]):
     """The result of one task, when it is there. Owned by the process that submitted it.
 
@@ -108,28 +121,39 @@ class TaskFuture(Future[T], Generic[T]):
     asyncio.
     """
 
-    __slots__ = ("_callbacks", "_outcome", "_state", "_stop", "_waiters", "is_away")
+    __slots__ = (
+        "_callbacks",
+        "_giver",
+        "_is_called_back",
+        "_is_kept_back",
+        "_outcome",
+        "_state",
+        "_waiters",
+        "is_away",
+    )
 
-    def __init__(self, member: Member, stop: Callable[[TaskFuture[Any]], object]) -> None:
+    def __init__(self, member: Member, giver: Giver) -> None:
         self._member = member
         self._claim = None  # it is kept in the store only once it was sent somewhere
         self.where = member.pid
         self.rrid = self.whence, self.id = member.next_rrid()
-        self._stop = stop  # interrupts the task where it runs
+        self._giver = giver
         self.is_away = False  # it is being sent to a worker, or there; set under _lock, for cancelling looks at it
+        self._is_kept_back = False  # somebody would cancel it: should it come back it is not sent again; under _lock
         self._outcome: Any = None  # the value, or an Outcome that is opened when asked for
         self._state = _PENDING
         # None until somebody waits: most futures are done before. Emptied under _lock, which all futures share: it is
         # held for an instant, and a lock for each of a million futures would cost more than it saves.
-        self._waiters: list[Waiter] | None = None
+        self._waiters: list[Waiter | _Aside] | None = None
         self._callbacks: list[Callable[[TaskFuture[Any]], object]] | None = None
+        self._is_called_back = False  # it is done, and those who wait for it hear of that after its callbacks
 
     # -- told by dispatch ----------------------------------------------------------------------------------------
 
     def leave(self) -> bool:
         """The task is about to be sent; False if it was cancelled, and shall not."""
         with _lock:
-            self.is_away = self._state == _PENDING
+            self.is_away = self._state == _PENDING and not self._is_kept_back
             return self.is_away
 
     def come_back(self) -> None:
@@ -142,17 +166,28 @@ class TaskFuture(Future[T], Generic[T]):
 
     def _settle(self, state: int, outcome: Any, unless_away: bool = False) -> bool:
         with _lock:
+            self._is_kept_back = False
             if self._state != _PENDING or (unless_away and self.is_away):
                 return False
             self._outcome = outcome
+            self._is_called_back = self._callbacks is not None
             self._state = state
-            waiters, self._waiters = self._waiters, None
             callbacks, self._callbacks = self._callbacks, None
+        if callbacks:
+            self._giver.callbacks.add(lambda: self._call_back(callbacks), then=self._tell)
+        else:
+            self._tell()
+        return True
+
+    def _tell(self) -> None:
+        """Wake whoever waits."""
+        if self._waiters is None and not self._is_called_back:
+            return
+        with _lock:
+            self._is_called_back = False
+            waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
             waiter.complete()
-        if callbacks:
-            self._member.threads.run(lambda: self._call_back(callbacks))
-        return True
 
     def _call_back(self, callbacks: list[Callable[[TaskFuture[Any]], object]]) -> None:
         for callback in callbacks:
@@ -219,48 +254,65 @@ class TaskFuture(Future[T], Generic[T]):
         return self
 
     def _until_done(self, timeout: float | None) -> None:
-        if self._state == _PENDING:
-            waiter = Waiter()
-            with _lock:
-                if self._state == _PENDING:
-                    self._waiters = [*(self._waiters or ()), waiter]
-                else:
-                    waiter.done = True
-            try:
-                deadline = None if timeout is None else Deadline(timeout)
-                if not self._member.reader.wait(waiter, deadline, eager=True):
-                    raise TimeoutError(f"{self!r} is not done after {timeout} seconds")
-            finally:
-                if not waiter.done:
-                    with _lock:
-                        self._waiters = [other for other in self._waiters or () if other is not waiter] or None
+        waiter: Waiter
+        if (self._state != _PENDING and not self._is_called_back) or not self._have_told(waiter := Waiter()):
+            return
+        try:
+            deadline = None if timeout is None else Deadline(timeout)
+            if not self._member.reader.wait(waiter, deadline, eager=True) and self._state == _PENDING:
+                raise TimeoutError(f"{self!r} is not done after {timeout} seconds")
+        finally:
+            if not waiter.done:
+                with _lock:
+                    self._waiters = [other for other in self._waiters or () if other is not waiter] or None
+
+    def _have_told(self, waiter: Waiter | _Aside) -> bool:
+        """Have somebody told when it is done and called back; False when that is so, or is what this thread does."""
+        with _lock:
+            if self._state != _PENDING and (not self._is_called_back or self._giver.callbacks.is_here):
+                return False
+            self._waiters = [*(self._waiters or ()), waiter]
+            return True
 
     def put(self, value: T) -> Future[T]:
         """Not for these: the value comes from the task. Raises RuntimeError."""
         raise RuntimeError(f"{self!r} gets its value from its task; nothing can be put into it")
 
     def add_done_callback(self, callback: Callable[[TaskFuture[T]], object]) -> None:
-        """Call ``callback(self)`` when done, in a thread of distpool's; at once in this thread if it is done."""
+        """Call ``callback(self)`` when done, in a thread of the pool's; at once in this thread if it is done.
+
+        The callbacks of a pool's futures run one after the other, in the order in which these were done. Those who wait
+        for a future hear of its end when its callbacks have been made, but for slow ones wait 20 ms at most; the end of
+        the pool, when it waits for work, waits for all callbacks.
+        """
         with _lock:
-            if self._state == _PENDING:
+            is_pending = self._state == _PENDING
+            if is_pending and self._callbacks is None:
+                self._callbacks = [callback]
+                self._giver.callbacks.expect()
+            elif is_pending:
                 self._callbacks = [*(self._callbacks or ()), callback]
-                is_pending = True
-            else:
-                is_pending = False
         if is_pending:
             self._member.reader.nudge()  # whoever is called back does not wait, and so does not read
         else:
             self._call_back([callback])
 
     def cancel(self, running: bool = False) -> bool:
-        """Take the task back if it has not been sent to a worker yet; with ``running=True``, also stop it there.
+        """Take the task back if it has not begun; with ``running=True``, also stop it if it has.
 
-        Returns whether it is cancelled. A running task gets a KeyboardInterrupt, and its worker is killed and replaced
-        when it does not stop within a second.
+        Returns whether it is cancelled. If it was sent ahead to a worker, that is asked to give it back, which takes a
+        fraction of a millisecond; when there is no answer for a second (C code that holds the interpreter), and the
+        worker's notes do not tell either, it counts as begun. A running task gets a KeyboardInterrupt, and its worker
+        is killed and replaced when it does not stop within a second.
         """
-        is_ours = self._settle(_CANCELLED, None, unless_away=not running)
+        try:
+            if self.is_away and not running and self._state == _PENDING:
+                self._is_kept_back = True
+                self._giver.recall(self)
+        finally:  # also after Ctrl-C: what is kept back belongs to nobody else
+            is_ours = self._settle(_CANCELLED, None, unless_away=not running)
         if is_ours and self.is_away:
-            self._stop(self)
+            self._giver.stop_call(self)
         return self._state == _CANCELLED
 
     def running(self) -> bool:
@@ -278,16 +330,17 @@ class TaskFuture(Future[T], Generic[T]):
             if not waiting.done():
                 waiting.set_result(None)
 
-        def tell(_: object) -> None:
+        def tell() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(wake)
 
-        self.add_done_callback(tell)
-        try:
-            yield from waiting
-        except asyncio.CancelledError:
-            self._member.threads.run(lambda: self.cancel(running=True))
-            raise
+        if self._have_told(_Aside(self._member, tell)):
+            self._member.reader.nudge()
+            try:
+                yield from waiting
+            except asyncio.CancelledError:
+                self._member.threads.run(lambda: self.cancel(running=True))
+                raise
         return self.result(0)
 
     def __repr__(self) -> str:
@@ -300,7 +353,10 @@ class TaskFuture(Future[T], Generic[T]):
         if self._claim is None:
             self._claim = self._member.books.made(self.where, self.rrid)
             self._member.store.create(self.rrid)
-            self.add_done_callback(_publish)
+            if self._have_told(_Aside(self._member, self.publish)):
+                self._member.reader.nudge()
+            else:
+                self.publish()
         note_ref(self._claim)
         return future_from, (self.where, *self.rrid)
 
@@ -314,8 +370,17 @@ class TaskFuture(Future[T], Generic[T]):
             self._member.store.set_result(self.rrid, True, value)
 
 
-def _publish(future: TaskFuture[Any]) -> None:
-    future.publish()
+class _Aside:
+    """In the place of a waiter: what is to be done, in a thread of its own, when the future is done."""
+
+    __slots__ = ("_call", "_member")
+
+    def __init__(self, member: Member, call: Callable[[], object]) -> None:
+        self._member = member
+        self._call = call
+
+    def complete(self) -> None:
+        self._member.threads.run(self._call)
 
 
 _lock = threading.Lock()

@@ -15,6 +15,7 @@ from distpool import WorkerPool
 from distpool.futures import Outcome, Raised, TaskFuture
 from distpool.member import Member
 from distpool.transport import Reader
+from support.givers import Giver
 
 WAIT = 20  # seconds; a limit for what should take none
 Make = Callable[..., "TaskFuture[Any]"]
@@ -34,10 +35,10 @@ def make() -> Iterator[Make]:
     reader = Reader()
     member = Member(1, reader)
 
-    stopped: list[TaskFuture[Any]] = []
+    giver = Giver(member)
 
     def make(is_away: bool = False) -> TaskFuture[Any]:
-        future: TaskFuture[Any] = TaskFuture(member, stopped.append)
+        future: TaskFuture[Any] = TaskFuture(member, giver)
         if is_away:
             assert future.leave()
         return future
@@ -175,7 +176,7 @@ def test_cancel_while_it_runs(make: Make) -> None:
     assert future.cancel(running=True)
     assert future.cancel(running=True)
     assert future.cancelled()
-    assert future._stop.__self__ == [future]  # type: ignore[attr-defined]
+    assert future._giver.stopped == [future]  # type: ignore[attr-defined]
 
 
 def test_cancelled_before_it_is_sent_it_is_not_sent(make: Make) -> None:

@@ -15,6 +15,7 @@ from distpool.jobs.inputs import FIRST_NUMBERS, FIRST_TASKS
 from distpool.member import Member
 from distpool.pickling import dump, load
 from distpool.transport import Reader
+from support.givers import Giver
 
 
 def drain(job: MapJob | StreamJob, size: int) -> list[Run]:
@@ -272,7 +273,7 @@ def test_calls_that_came_back_can_be_cancelled_again() -> None:
     reader = Reader()
     member = Member(1, reader)
     job = CallJob(abs, lambda job: None)
-    futures: list[TaskFuture[int]] = [TaskFuture(member, lambda future: None) for _ in range(3)]
+    futures: list[TaskFuture[int]] = [TaskFuture(member, Giver(member)) for _ in range(3)]
     job.waiting.extend((dump(((number,), {})), future) for number, future in enumerate(futures))
     run = job.next_run(10)
     assert run is not None
@@ -292,7 +293,7 @@ def test_cancelled_calls_are_left_out() -> None:
     reader = Reader()
     member = Member(1, reader)
     job = CallJob(abs, lambda job: None)
-    futures: list[TaskFuture[int]] = [TaskFuture(member, lambda future: None) for _ in range(3)]
+    futures: list[TaskFuture[int]] = [TaskFuture(member, Giver(member)) for _ in range(3)]
     job.waiting.extend((dump(((number,), {})), future) for number, future in enumerate(futures))
     futures[1].cancel()
     run = job.next_run(10)

@@ -33,6 +33,8 @@ FLOORS = (
         "polling",
         "transport",
         "vanishing",
+        "watchdog",
+        "login_watch",
         "tls",
         "authority",
         "tcp",

@@ -3,8 +3,9 @@
 Made by ``ProcessPoolExecutor.submit``; to the pool it is a promise (``WorkerPool.submit_into``). Life::
 
     PENDING --leave--> RUNNING --resolve--> FINISHED        RUNNING means: sent to a worker; some milliseconds of short
-       |    <-come_back--  |                                 calls are sent ahead, and come back if they are stuck there
-       +------- cancel ----+--> CANCELLED_AND_NOTIFIED       (from RUNNING only if the executor was made for it)
+       |    <-come_back--  |                                 calls are sent ahead, and come back if they are stuck
+       |                   |                                 there, or when they shall be cancelled
+       +------- cancel ----+--> CANCELLED_AND_NOTIFIED       (a call that has begun: if the executor was made for it)
 
 A thread in ``result()`` reads for itself. What ``concurrent.futures.wait`` and ``as_completed`` need (a condition and a
 list of waiters, some 1.5 KB) is made when they look for it: most futures never are looked at that way. An outcome that
@@ -55,6 +56,8 @@ class _AtNeed:
         with _lock:
             made = future.__dict__.setdefault(self._name, self._make())
         future._attend()
+        if future._caller is not None:  # it is done, and so will not keep ``wait`` waiting; its callbacks shall
+            future._wait(None)
         return made
 
 
@@ -62,7 +65,8 @@ class CallFuture(Future[T], Generic[T]):
     """A ``concurrent.futures.Future`` of a call in a ``distpool.compat.futures.ProcessPoolExecutor``.
 
     As the standard library's; ``wait``, ``as_completed``, ``asyncio.wrap_future`` accept it. Callbacks run one after
-    the other, in a thread that does nothing else, so that one that is slow holds back no result.
+    the other, in a thread that does nothing else. Who waits for a future hears of its end after its callbacks, so that
+    what these have counted is right; but a slow one holds back nobody for more than 20 ms.
     """
 
     _state = PENDING
@@ -72,6 +76,9 @@ class CallFuture(Future[T], Generic[T]):
     _waiters: Any = _AtNeed(list)
     _done_callbacks: Any = ()
     _readers: tuple[distpool.Waiter, ...] = ()  # threads that wait in result()
+    _watchers: tuple[Any, ...] = ()  # the waiters of ``wait`` and ``as_completed`` that shall hear that it is done
+    _is_kept_back = False  # somebody would cancel it: should it come back it is not sent again
+    _caller: Engine | None = None  # makes the callbacks; after that those who wait are told
     _judge: Callable[[distpool.Outcome], BaseException] = failure_of  # of the engine, when it failed
 
     def __init__(self, engine: Engine) -> None:
@@ -88,7 +95,7 @@ class CallFuture(Future[T], Generic[T]):
         """It is about to be sent to a worker; False if it was cancelled."""
         with _lock:
             engine = self._engine
-            if self._state != PENDING or engine is None:
+            if self._state != PENDING or engine is None or self._is_kept_back:
                 return False
             if self._number < engine.first_taken_back:
                 self._state = RUNNING
@@ -109,17 +116,24 @@ class CallFuture(Future[T], Generic[T]):
     def resolve(self, outcome: Any, /) -> None:
         """Take what became of it. On the reading thread: nothing is opened, nothing of the user's runs."""
         engine = self._engine
-        if engine is not None and self._end(engine, FINISHED, outcome) and self._done_callbacks:
-            engine.call_back(self._invoke_callbacks)
+        if engine is not None and self._end(engine, FINISHED, outcome):
+            self._have_called_back(engine)
 
     def _take_back(self, engine: Engine) -> None:
-        if self._end(engine, CANCELLED_AND_NOTIFIED, None, unless_running=True) and self._done_callbacks:
-            engine.call_back(self._invoke_callbacks)
+        if self._end(engine, CANCELLED_AND_NOTIFIED, None, unless_running=True):
+            self._have_called_back(engine)
+
+    def _have_called_back(self, engine: Engine) -> None:
+        """Those who wait are told, but before that callbacks are made if there are any."""
+        if self._done_callbacks:
+            engine.callbacks.add(self._invoke_callbacks, then=self._tell)
+        else:
+            self._tell()
 
     # -- the end of it -----------------------------------------------------------------------------------------------
 
     def _end(self, engine: Engine, state: str, outcome: Any, unless_running: bool = False) -> bool:
-        """Be done, once; return whether it was this call."""
+        """Be done, once; return whether it was this call. Nobody is told yet."""
         if isinstance(outcome, Outcome) and not outcome.ok:
             self._judge = engine.judge()
         with _lock:
@@ -127,40 +141,45 @@ class CallFuture(Future[T], Generic[T]):
             condition = self.__dict__.get("_condition")
             if condition is None and not self._settle(engine, state, outcome, unless_running):
                 return False
-        if condition is not None and not self._end_watched(engine, condition, state, outcome, unless_running):
-            return False
-        if self._readers:
-            for reader in self._readers:
-                reader.complete()
+        if condition is not None:
+            with condition:
+                with _lock:
+                    if not self._settle(engine, state, outcome, unless_running):
+                        return False
+                    self._watchers = tuple(self.__dict__.get("_waiters", ()))
+                condition.notify_all()
         if not engine.pending:
             engine.wake_idlers()
         return True
 
     def _settle(self, engine: Engine, state: str, outcome: Any, unless_running: bool) -> bool:
         """Under the lock of all."""
+        self._is_kept_back = False
         if self._state not in _OPEN or (unless_running and self._state == RUNNING):
             return False
+        if self._done_callbacks:
+            self._caller = engine
         self._state, self._result, self._engine = state, outcome, None
         engine.pending -= 1
         return True
 
-    def _end_watched(
-        self, engine: Engine, condition: threading.Condition, state: str, outcome: Any, unless_running: bool
-    ) -> bool:
-        """The same, where ``wait`` or ``as_completed`` may look."""
-        with condition:
-            with _lock:
-                if not self._settle(engine, state, outcome, unless_running):
-                    return False
-            for waiter in self.__dict__.get("_waiters", ()):
-                if state != FINISHED:
-                    waiter.add_cancelled(self)
-                elif self._exception is not None or (isinstance(outcome, Outcome) and not outcome.ok):
-                    waiter.add_exception(self)
-                else:
-                    waiter.add_result(self)
-            condition.notify_all()
-        return True
+    def _tell(self) -> None:
+        """Wake whoever waits, ``wait`` and ``as_completed`` included."""
+        if not self._readers and not self._watchers and self._caller is None:
+            return
+        with _lock:
+            self._caller = None
+            readers, self._readers = self._readers, ()
+            watchers, self._watchers = self._watchers, ()
+        for reader in readers:
+            reader.complete()
+        for watcher in watchers:
+            if self._state != FINISHED:
+                watcher.add_cancelled(self)
+            elif self._exception is not None or (isinstance(self._result, Outcome) and not self._result.ok):
+                watcher.add_exception(self)
+            else:
+                watcher.add_result(self)
 
     def fail(self, error: BaseException) -> None:
         """It could not be sent at all."""
@@ -185,17 +204,28 @@ class CallFuture(Future[T], Generic[T]):
         return self._state in _CANCELLED
 
     def cancel(self) -> bool:
-        """Cancel it if it has not been sent to a worker; return whether it is cancelled.
+        """Cancel it if it has not begun; return whether it is cancelled.
 
-        A running call is stopped only if the executor was made with ``cancel_running=True``: it is interrupted, and its
-        worker is killed and replaced when that does not end it within a second.
+        If it was sent ahead to a worker, that is asked to give it back: a fraction of a millisecond, and a second at
+        most (where C code holds the worker's interpreter; then it counts as begun). A call that has begun is stopped
+        only if the executor was made with ``cancel_running=True``: it is interrupted, and its worker is killed and
+        replaced when that does not end it within a second.
         """
         engine = self._engine
         if engine is not None:
-            was_running = self._state == RUNNING
-            if self._end(engine, CANCELLED_AND_NOTIFIED, None, unless_running=not engine.stops_running):
+            try:
+                if self._state == RUNNING and not engine.stops_running:
+                    self._is_kept_back = True
+                    engine.pool.recall(self)
+            finally:  # also after Ctrl-C: what is kept back belongs to nobody else
+                was_running = self._state == RUNNING
+                is_ours = self._end(engine, CANCELLED_AND_NOTIFIED, None, unless_running=not engine.stops_running)
+            if is_ours:
                 if was_running:
                     engine.pool.stop_call(self)
+                if self._caller is not None:
+                    self._caller.callbacks.excuse()
+                self._tell()
                 self._invoke_callbacks()  # in this thread, as in the standard library
         return self._state in _CANCELLED
 
@@ -220,7 +250,7 @@ class CallFuture(Future[T], Generic[T]):
 
     def _look(self, timeout: float | None) -> None:
         """Wait until it is done, and open what it holds."""
-        if self._state in _OPEN:
+        if self._state in _OPEN or self._caller is not None:
             self._wait(timeout)
         if self._state in _CANCELLED:
             raise CancelledError
@@ -232,17 +262,18 @@ class CallFuture(Future[T], Generic[T]):
                     self._exception, self._result = error, value
 
     def _wait(self, timeout: float | None) -> None:
-        engine = self._engine
-        if engine is None:  # done just now
+        caller = self._caller
+        engine = self._engine or caller
+        if engine is None or (caller is not None and caller.callbacks.is_here):  # done just now, or for this thread
             return
         waiter = distpool.Waiter()
         with _lock:
-            if self._state in _OPEN:
+            if self._state in _OPEN or self._caller is not None:
                 self._readers = (*self._readers, waiter)
             else:
                 waiter.done = True
         try:
-            if not engine.pool.wait_for(waiter, timeout, eager=True):
+            if not engine.pool.wait_for(waiter, timeout, eager=True) and self._state in _OPEN:
                 raise concurrent.futures.TimeoutError
         finally:
             with _lock:
@@ -266,10 +297,12 @@ class CallFuture(Future[T], Generic[T]):
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call ``fn(self)`` when it is done: at once if it is, else in a thread of the executor's."""
         with _lock:
-            is_open = self._state in _OPEN
-            if is_open:
+            engine = self._engine if self._state in _OPEN else None
+            if engine is not None:
+                if not self._done_callbacks:
+                    engine.callbacks.expect()
                 self._done_callbacks = [*self._done_callbacks, fn]
-        if is_open:
+        if engine is not None:
             self._attend()
         else:
             self._invoke(fn)

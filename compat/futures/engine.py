@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
@@ -46,9 +45,9 @@ class Engine:
         self._is_shut = False
         self._is_killed = False  # by kill_workers and the like
         self._ended = threading.Event()  # the pool is closed
-        self._callbacks: deque[Callable[[], object]] = deque()
-        self._caller: int | None = None  # the thread that makes the calls in _callbacks
+        self.callbacks: distpool.InTurn  # of all futures
         if pool is not None:
+            self.callbacks = pool.in_turn()
             _engines.add(self)
 
     # -- begin ---------------------------------------------------------------------------------------------------
@@ -63,6 +62,7 @@ class Engine:
             with self._lock:
                 if not self.has_begun:
                     self.pool = self._make()
+                    self.callbacks = self.pool.in_turn()
                     self.has_begun = True
                     _engines.add(self)
         return self.pool
@@ -90,32 +90,6 @@ class Engine:
         """Its iterator is closed."""
         self._streams.pop(stream, None)
 
-    # -- callbacks -----------------------------------------------------------------------------------------------
-
-    def call_back(self, call: Callable[[], object]) -> None:
-        """Make a call in a thread for such calls, after those that were given before. Does not block."""
-        self._callbacks.append(call)
-        with self._lock:
-            if self._caller is not None:
-                return
-            self._caller = 0
-        self.pool.run_aside(self._make_calls)
-
-    def _make_calls(self) -> None:
-        self._caller = threading.get_ident()
-        while True:
-            with self._lock:
-                if not self._callbacks:
-                    self._caller = None
-                    break
-            self._callbacks.popleft()()
-        self.wake_idlers()
-
-    @property
-    def is_calling_back(self) -> bool:
-        """True in the thread that makes such calls, while it does."""
-        return self._caller == threading.get_ident()
-
     # -- the end -------------------------------------------------------------------------------------------------
 
     def wake_idlers(self) -> None:
@@ -129,11 +103,12 @@ class Engine:
             waiter = distpool.Waiter()
             self._idlers.append(waiter)
             try:
-                if not self.pending and self._caller in (None, threading.get_ident()):
-                    return
+                if not self.pending:
+                    break
                 self.pool.wait_for(waiter)
             finally:
                 self._idlers.remove(waiter)
+        self.callbacks.wait()
 
     def shut(self, wait: bool, cancel: bool) -> None:
         """Take no more calls; end the workers when all is done, with ``cancel`` without what has not begun.
@@ -173,7 +148,7 @@ class Engine:
 
     def _await_end(self) -> None:
         self._wait_until_idle()
-        if self._caller != threading.get_ident():  # a callback may well be what the end waits for
+        if not self.callbacks.is_here:  # a callback may well be what the end waits for
             self._ended.wait()
 
     def kill(self, signal: int = 9) -> None:

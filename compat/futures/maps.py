@@ -139,7 +139,7 @@ def by_submit(
                 calls.extend(begin(chunk) for chunk in islice(chunks, 1))  # with buffersize there are more
                 call, called_back = calls[0]
                 several = call.result(None if until is None else until - time.monotonic())
-                if not engine.is_calling_back:  # a callback that reads a map would wait for itself
+                if not engine.callbacks.is_here:  # a callback that reads a map would wait for itself
                     called_back.wait()
                 calls.popleft()
                 del call

@@ -24,7 +24,6 @@ import distpool
 
 from . import children, travel
 from .births import Births
-from .callbacks import Callbacks
 from .context import default
 from .failures import failure_of
 from .results import ApplyResult, MapResult
@@ -82,7 +81,7 @@ class Pool(standard.Pool):
             max_tasks_per_child=maxtasksperchild,
             wait=False,
         )
-        self._callbacks = Callbacks(self._native.run_aside)
+        self._callbacks = self._native.in_turn()
         self._streams: weakref.WeakSet[distpool.ResultStream] = weakref.WeakSet()
         self._ended = threading.Event()  # its workers are gone
         self._is_terminated = False

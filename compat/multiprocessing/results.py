@@ -40,6 +40,9 @@ class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard l
         self._pool: Pool | None = pool  # which must not end before
         self._callback = callback
         self._error_callback = error_callback
+        self._is_called_back = callback is not None or error_callback is not None
+        if self._is_called_back:
+            pool._callbacks.expect()
         self.is_unwanted = False
         self._outcome: Any = _PENDING
         self._waiters: list[distpool.Waiter] | None = None
@@ -121,10 +124,12 @@ class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard l
         pool = self._pool
         if pool is None:
             return
-        if (self._callback is None and self._error_callback is None) or pool._is_terminated:
-            self._be_ready(outcome)
-        else:
+        if self._is_called_back and not pool._is_terminated:
             pool._callbacks.add(partial(self._call_back, outcome))
+            return
+        self._be_ready(outcome)
+        if self._is_called_back:
+            pool._callbacks.excuse()
 
     def _call_back(self, outcome: Any) -> None:
         """In the callback thread."""

@@ -17,11 +17,11 @@ from distpool.dispatch.sending import Sending
 from distpool.dispatch.sharing import Sharing
 from distpool.dispatch.slots import Slot
 from distpool.dispatch.turnover import Turnover
-from distpool.futures import Outcome
+from distpool.futures import Outcome, Promise
 from distpool.jobs import Job, MapJob, PromisedMap, StreamJob
 from distpool.light import Any, Final
 from distpool.member import Member
-from distpool.transport import Deadline
+from distpool.transport import Deadline, Waiter
 
 # Plain results that came in one message are small when they are so many, and are let go together: the loop that yields
 # them one by one is the interpreter's own, ten times as fast. Arbitrary.
@@ -167,6 +167,18 @@ class Dispatch:
         job.forsake()
         self.pass_on(job)
         self.pump(job)
+
+    def recall(self, promise: Promise, deadline: Deadline) -> None:
+        """Take the call of a promise back, with those behind it, unless it has begun; wait for the worker's answer."""
+        shipment = self._ledger.find(promise)
+        if shipment is None or shipment.slot.peer is None:
+            return
+        started = shipment.started()
+        if started is not None and any(item[1] is promise for item in shipment.run.items[: started[0]]):
+            return  # the worker would say the same
+        waiter = Waiter()
+        self._sharing.recall(shipment, 0, waiter.complete)
+        self._member.reader.wait(waiter, deadline, eager=True)
 
     def sweep(self) -> None:
         """Take single calls back that have not begun, and forget those that were cancelled."""

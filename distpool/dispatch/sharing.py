@@ -6,7 +6,7 @@ Used by all rooms below it, in any thread. Owns: whether a look at silent worker
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from distpool import messages as m
 from distpool.dispatch.ledger import Ledger
@@ -59,13 +59,19 @@ class Sharing:
         self._checks_silence = False
         self.balance()
 
-    def recall(self, shipment: Shipment, keep: int) -> None:
-        """Ask a worker for the tasks of an envelope that have not started, but for ``keep`` of them."""
+    def recall(self, shipment: Shipment, keep: int, then: Callable[[], object] | None = None) -> None:
+        """Ask a worker for the tasks of an envelope that have not started, but for ``keep`` of them.
+
+        ``then`` is called when it has answered, and what it gave up is back, or when it is gone.
+        """
         peer = shipment.slot.peer
         assert peer is not None
         request = peer.next_request()
-        peer.pending[request] = _Recall(self, shipment)
-        peer.send(m.TAKE_BACK, request=request, whence=keep, ref=shipment.request)
+        recall = _Recall(self, shipment, then)
+        peer.pending[request] = recall
+        sent = peer.send(m.TAKE_BACK, request=request, whence=keep, ref=shipment.request)
+        if not sent and peer.pending.pop(request, None) is not None:
+            recall.end()
 
     def taken_back(self, shipment: Shipment, count: int) -> None:
         """A worker has given tasks up: the envelope ends after ``count`` of them. On the reading thread."""
@@ -86,17 +92,25 @@ class Sharing:
 class _Recall:
     """A TAKE_BACK that waits for its answer."""
 
-    __slots__ = ("_sharing", "_shipment")
+    __slots__ = ("_sharing", "_shipment", "_then")
 
-    def __init__(self, sharing: Sharing, shipment: Shipment) -> None:
+    def __init__(self, sharing: Sharing, shipment: Shipment, then: Callable[[], object] | None) -> None:
         self._sharing = sharing
         self._shipment = shipment
+        self._then = then
 
     def arrived(self, frame: Frame) -> None:
         self._sharing.taken_back(self._shipment, frame.whence)
+        self.end()
 
     def lost(self, error: BaseException) -> None:
         """The shipment itself is told, too."""
+        self.end()
+
+    def end(self) -> None:
+        """Tell who asked."""
+        if self._then is not None:
+            self._then()
 
 
 def _worth_taking(candidates: Iterable[Shipment], idle: int) -> list[tuple[Shipment, int]]:

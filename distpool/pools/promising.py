@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from distpool.dispatch import Dispatch
 from distpool.futures import Promise
 from distpool.jobs import CallJob, PromisedMap, StreamJob
-from distpool.light import Any
+from distpool.light import Any, Final
 from distpool.member import Member
 from distpool.pickling import dump_arguments
 from distpool.pools.abstract import AbstractWorkerPool
 from distpool.transport import Deadline, Waiter
+from distpool.turns import InTurn
+
+# How long a worker has to say whether it gives a call back; only one that cannot needs so long. Arbitrary.
+ANSWER_SECONDS: Final = 1.0
 
 
 class ResultStream:
@@ -145,6 +149,19 @@ class Promising(AbstractWorkerPool):
     def run_aside(self, job: Callable[[], object]) -> None:
         """Run ``job()`` in a thread kept for such jobs, at once; what ``resolve`` must not do itself."""
         self._member.threads.run(job)
+
+    def in_turn(self) -> InTurn:
+        """Return what makes calls one after the other in such a thread: callbacks of those who use the pool."""
+        return InTurn(self._member.threads.run, self._member.reader.call_later)
+
+    def recall(self, promise: Promise) -> None:
+        """Ask the worker that a call was sent to whether it gives the call back; wait for its answer.
+
+        It does unless it has begun the call, and says so within a millisecond even while it is busy: then
+        ``promise.come_back`` has been called, and after that ``leave``, if another worker had room for it. Waits a
+        second at most: C code that holds the interpreter keeps a worker from answering.
+        """
+        self._dispatch.recall(promise, Deadline(ANSWER_SECONDS))
 
     def stop_call(self, promise: Promise) -> None:
         """Interrupt a call that runs; its worker is killed and replaced when that does not end it within a second.

@@ -131,6 +131,7 @@ class WorkerPool(Promising):
     def _set_up(self, member: Member) -> None:
         self._member = member
         self._dispatch = Dispatch(member)
+        self.callbacks = self.in_turn()  # of the futures of submit
         # For submit, by callable or its pickle; oldest first.
         self._functions: OrderedDict[Any, CallJob] = OrderedDict()
         self._functions_lock = threading.Lock()  # protects _functions
@@ -334,7 +335,7 @@ class WorkerPool(Promising):
 
         Arguments are pickled now. Raises TypeError, naming the part, when they cannot be.
         """
-        future: TaskFuture[T] = TaskFuture(self._member, self.stop_call)
+        future: TaskFuture[T] = TaskFuture(self._member, self)
         self._send(future, f, args, kwargs)
         return future
 
@@ -386,13 +387,17 @@ class WorkerPool(Promising):
             raise RuntimeError(f"{self!r} has no workers; push some, or make it with processes=")
 
     def close(self) -> None:
-        """Take no more work; end the pool's own workers when what was submitted is done. Harmless to repeat."""
+        """Take no more work; end the pool's own workers when what was submitted is done. Harmless to repeat.
+
+        Returns when the callbacks of all futures have been made, too.
+        """
         if self._is_closed or self._os_pid != os.getpid():
             return
         self._is_closed = True
         if self._owned is not None:
             self._owned.end(wait_for_work=True)
             self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
+            self.callbacks.wait()
         self._unlisten()
 
     def terminate(self, signal: int = 9) -> None:
