@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import configparser
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -213,6 +214,17 @@ def test_managers_keep_their_order() -> None:
             if inside and MANAGERS.index(name) > MANAGERS.index(path.stem):
                 found.append(f"managers/{path.name}:{line} imports {name}")
     assert found == []
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+def test_no_circles_inside_a_room(folder: str) -> None:
+    """Files of one folder can be read one after the other: none imports, on whatever way, a file that imports it."""
+    inside = {path.stem: path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"}
+    graph = {}
+    for name, path in inside.items():
+        targets = [target.split(".") for target, _ in imports(path.read_text(), module_of(path), is_package=False)]
+        graph[name] = {parts[2] for parts in targets if parts[:2] == ["distpool", folder] and parts[2] in inside}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the files
 
 
 def test_compat_sees_only_the_front_door() -> None:
