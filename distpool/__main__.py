@@ -262,7 +262,6 @@ def _be_worker(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         _dial_back(parser, options)
     from distpool import listening
     from distpool.tcp import LOOPBACK, parse_bind_to
-    from distpool.worker import fresh_main
 
     bind_to = options.bind_to or LOOPBACK
     try:
@@ -271,9 +270,8 @@ def _be_worker(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error(f"--bind-to: {error}")
     if options.child:
         listening.start_child(bind_to)
-    fresh_main()
     try:
-        listening.start_worker(cookie=None if options.worker is True else options.worker, bind_to=bind_to)
+        listening.start_watched_worker(None if options.worker is True else options.worker, bind_to)
     except ValueError as error:
         parser.error(f"--worker: {error}")
 

@@ -37,6 +37,7 @@ from distpool.listening import look_like, read_cookie
 from distpool.managers.interface import worker_timeout
 from distpool.tcp import Conversation, dial, greet, parse_bind_to, secured
 from distpool.transport import Deadline
+from distpool.watchdog import start_watchdog
 from distpool.worker import Worker, fresh_main
 
 # The variables in which launchers tell a process which one it is: MPICH and Intel MPI, Open MPI, PMIx, Slurm.
@@ -55,12 +56,15 @@ def dial_back(
     """
     deadline = Deadline(worker_timeout())
     _take_standard_numbers()
+    watchdog = start_watchdog()
     if is_child:
         _take_first_words()
     else:
         cluster_cookie(read_cookie(deadline) if cookie_file is None else _cookie_in(cookie_file))
     facts = {"ticket": ticket, "host": socket.gethostname(), "ident": rank() if ident is None else ident}
     stream, answer = _call_on(address, facts, deadline)
+    if watchdog is not None:
+        watchdog.watch(stream)
     _redirect(_output_stream(address, ticket, answer, deadline))
     os.environ.update(answer["env"])
     fresh_main()

@@ -2,7 +2,8 @@
 
 Used by the command line (``python -m distpool --worker --host N``), which the SSH manager runs at the other end. The
 interpreter binds a port for each worker, forks them, and then does what no driver can do from afar: it passes on what
-they print, gives them signals, tells how they ended, and kills them all when the login ends, however that comes::
+they print, gives them signals, tells how they ended, and kills them all when the login ends, however that comes; that
+the driver's host has vanished without a word it finds out by itself (``login_watch``)::
 
     driver --ssh-- stdin   cookie, orders --> host --fork, signals--> workers, in sessions of their own
                    stdout  <-- header, reports ------- pipes <------- their stdout and stderr
@@ -33,11 +34,13 @@ from distpool.forkserver.newborn import hold_lifeline
 from distpool.forkserver.outputs import Outputs
 from distpool.forkserver.server import kill_group
 from distpool.listening import read_cookie, serve_driver
+from distpool.login_watch import LoginWatch
 from distpool.managers.interface import worker_timeout
 from distpool.managers.machines import AUTO, Bind, Count
-from distpool.managers.reports import Header, ended, orders_in, printed
+from distpool.managers.reports import Header, alive, ended, orders_in, printed
 from distpool.tcp import advertised_address, listen, outward_address
 from distpool.transport import Deadline
+from distpool.vanishing import host_timeout
 from distpool.worker import fresh_main
 
 _READ_BYTES: Final = 1 << 16
@@ -128,6 +131,7 @@ class Host:
         self._poll = select.poll()  # polls all but output
         self._lifeline, self._lifeline_end = os.pipe()  # only this process holds its end: the workers hear when it dies
         self._wakeup, self._wakeup_end = os.pipe()  # a byte for every signal
+        self._login = LoginWatch(os.environ, host_timeout())
         for fd in (self._wakeup, self._wakeup_end):
             os.set_blocking(fd, False)
         for fd in (0, self._wakeup):
@@ -146,12 +150,22 @@ class Host:
         for listener in self._listeners:
             listener.close()
         self._say(Header.here(addresses).line())
+        next_look = Deadline(self._login.interval)
         while self._children:
             may_read = self._outputs.window > 0
-            ready = (self._outputs.poll if may_read else self._poll).poll()
+            ready = (self._outputs.poll if may_read else self._poll).poll((next_look.remaining() or 0) * 1000)
             for fd, _ in ready:
                 self._attend(fd)
+            if next_look.has_passed:
+                next_look = Deadline(self._login.interval)
+                self._look_at_the_login()
         os._exit(0)
+
+    def _look_at_the_login(self) -> None:
+        """End all when nobody is at its other end any more; else say something that he must acknowledge."""
+        if self._login.has_vanished():
+            self._end()
+        self._say(alive())
 
     def _attend(self, fd: int) -> None:
         if fd == self._wakeup:

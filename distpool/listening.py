@@ -25,6 +25,7 @@ from distpool.forkserver.newborn import hold_lifeline
 from distpool.managers.interface import worker_timeout
 from distpool.tcp import LOOPBACK, address_line, advertised_address, listen, own_encryption, parse_bind_to
 from distpool.transport import Deadline, Reader, Waiter
+from distpool.watchdog import Watchdog, start_watchdog
 from distpool.worker import Worker, fresh_main
 
 
@@ -52,7 +53,28 @@ def start_worker(
     Exits with status 1 and a message on standard error when the address cannot be had, or when no driver has proved
     itself within ``DISTPOOL_WORKER_TIMEOUT`` seconds (60). Raises RuntimeError outside the main thread, ValueError for
     a bad ``bind_to`` or cookie. Julia's ``start_worker``.
+
+    A worker that holds the interpreter in C code, or is stopped, when its driver goes, ends when it lets go; only
+    ``python -m distpool --worker`` has a watchdog that kills it.
     """
+    _listen_and_serve(out, cookie, close_stdin, stderr_to_stdout, bind_to, None)
+
+
+def start_watched_worker(cookie: str | None, bind_to: str) -> NoReturn:
+    """Be a worker that was started by hand: like ``start_worker``, and whatever it does it ends after its driver."""
+    watchdog = start_watchdog()
+    fresh_main()
+    _listen_and_serve(None, cookie, True, True, bind_to, watchdog)
+
+
+def _listen_and_serve(
+    out: TextIO | None,
+    cookie: str | None,
+    close_stdin: bool,
+    stderr_to_stdout: bool,
+    bind_to: str,
+    watchdog: Watchdog | None,
+) -> NoReturn:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("start_worker() must be called on the main thread: it serves there, and takes interrupts")
     host, port = parse_bind_to(bind_to)
@@ -64,10 +86,10 @@ def start_worker(
     except (OSError, ValueError) as error:
         sys.exit(f"distpool worker: cannot listen on {bind_to}: {error}")
     print(address_line(*advertised_address(listener)), file=out or sys.stdout, flush=True)
-    serve_driver(listener, deadline)
+    serve_driver(listener, deadline, watchdog)
 
 
-def serve_driver(listener: socket.socket, deadline: Deadline) -> NoReturn:
+def serve_driver(listener: socket.socket, deadline: Deadline, watchdog: Watchdog | None = None) -> NoReturn:
     """Wait for the driver at a port of one's own, then work for it until the end of this process.
 
     Exits with status 1 and a message when none has proved itself in time.
@@ -79,6 +101,8 @@ def serve_driver(listener: socket.socket, deadline: Deadline) -> NoReturn:
     stream = driver.wait(deadline)
     if stream is None:
         sys.exit("distpool worker: no driver came in time (DISTPOOL_WORKER_TIMEOUT); this worker ends")
+    if watchdog is not None:
+        watchdog.watch(stream)
     Worker(stream, None, reader).serve()
     raise AssertionError("a worker serves until it ends its process")
 

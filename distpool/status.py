@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
+from distpool import watchdog
 from distpool.cores import usable_cores
 from distpool.managers.interface import worker_timeout
 from distpool.vanishing import host_timeout
@@ -154,6 +155,9 @@ def find_processes() -> Iterator[Found]:
     ours = {process.pid: process for process in psutil.process_iter(_WANTED) if _is_our_user(process)}
     roles = {pid: role for pid, process in ours.items() if (role := _role(process.info["cmdline"] or ()))}
     for pid in list(roles):
+        if ours[pid].info["name"] == watchdog.NAME:
+            roles[pid] = "watchdog"
+    for pid in list(roles):
         parent = ours[pid].info["ppid"]
         if roles[pid] == "fork server" and roles.get(parent) in ("fork server", "worker"):
             roles[pid] = "worker"
@@ -170,6 +174,7 @@ def find_processes() -> Iterator[Found]:
 _WANTED: Final = (
     "pid",
     "ppid",
+    "name",
     "cmdline",
     "create_time",
     "memory_info",

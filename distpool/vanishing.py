@@ -1,7 +1,7 @@
 """Hosts that vanish without a word: a cable pulled, a machine frozen, a firewall that drops what it let through.
 
-Used by ``tcp`` for every connection and by ``peer`` for those to other machines. Three things could be under way when
-the other host vanishes, and each has its means, all with the same limit:
+Used by ``tcp`` for every connection, by ``peer`` for those to other machines, and by ``watchdog``. Three things could
+be under way when the other host vanishes, and each has its means, all with the same limit:
 
     nothing           the kernel asks the other kernel (keepalive), and ends the connection when no answer comes
     our data          not acknowledged: ``HostWatch`` looks at what the kernel knows (TCP_INFO, Linux)
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 from struct import unpack_from
 
 from distpool.light import Any, Final, socket
@@ -65,6 +65,46 @@ def ask_when_silent(stream: Any, seconds: float) -> None:
             stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def limit_of(stream: Any) -> float:
+    """Return after how many seconds the kernel gives up a silent connection; the default where it does not say."""
+    try:
+        idle, interval, count = (
+            stream.getsockopt(socket.IPPROTO_TCP, number)
+            for number in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+    except (OSError, AttributeError):  # no connection over TCP, or another system
+        return HOST_SECONDS
+    return float(idle + interval * count)
+
+
+def unanswered(stream: Any) -> tuple[bool, float]:
+    """Return whether an answer of the other kernel is due, and how many seconds ago the last one came.
+
+    Raises OSError when the connection has been closed, or is none over TCP.
+    """
+    info = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+    is_due = bool(info[_PROBES_AT] or unpack_from("=I", info, _UNACKED_AT)[0])
+    return is_due, unpack_from("=I", info, _SINCE_ACK_AT)[0] / 1000
+
+
+class Silence:
+    """Adds up what looks at a connection have found."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds: Final = seconds
+        self._since: float | None = None  # no answer since then, although one is due
+
+    def has_lasted(self, is_due: bool, since_answer: float = inf) -> bool:
+        """Note what was found just now; True when no answer has come for so long, although one was due all the time."""
+        now = monotonic()
+        # The last answer may be old because nothing was sent for long: what counts is from our first look on.
+        if not is_due or (self._since is not None and since_answer < now - self._since):
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return self._since is not None and now - self._since >= self.seconds
+
+
 class HostWatch:
     """Calls ``vanished`` when the other host has acknowledged nothing for so long, although it was asked to.
 
@@ -76,7 +116,7 @@ class HostWatch:
         self._stream = stream
         self._reader = reader
         self._vanished = vanished
-        self._since: float | None = None  # no answer since then, although one is due
+        self._silence = Silence(seconds)
         self._is_over = False
         self._timer: Timer | None = None
         if hasattr(socket, "TCP_INFO"):  # elsewhere there is only what the kernel does by itself
@@ -95,18 +135,10 @@ class HostWatch:
         if self._is_over:
             return
         try:
-            info = self._stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+            has_vanished = self._silence.has_lasted(*unanswered(self._stream))
         except OSError:  # closed by another thread just now
             return
-        is_due = info[_PROBES_AT] or unpack_from("=I", info, _UNACKED_AT)[0]
-        since_ack = unpack_from("=I", info, _SINCE_ACK_AT)[0] / 1000
-        now = monotonic()
-        # The last acknowledgement may be old because nothing was sent for long: what counts is from our first look on.
-        if not is_due or (self._since is not None and since_ack < now - self._since):
-            self._since = None
-        elif self._since is None:
-            self._since = now
-        if self._since is not None and now - self._since >= self.seconds:
+        if has_vanished:
             self.cancel()
             self._vanished()
         else:

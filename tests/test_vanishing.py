@@ -124,7 +124,7 @@ def test_data_that_is_not_taken(host: elsewhere.Host) -> None:
         with pytest.raises(distpool.ProcessExitedException, match="its host has not answered"):
             distpool.fetch(future)
         os.kill(listener.process.pid, signal.SIGCONT)
-        assert listener.process.wait(PATIENCE) == 1
+        assert listener.process.wait(PATIENCE) in (1, -signal.SIGKILL), "by itself, or by its watchdog"
 
 
 class There(Here):

@@ -3,7 +3,7 @@
 Used by both ends: the SSH manager's logins, and ``hosting`` on the machine logged in to. Bytes in, records out; no I/O.
 The other side may say anything first, for its login shell prints what it likes::
 
-    there  --  a banner ..., one HEADER line, then reports (OUTPUT, EXITED)  -->  stdout -> driver
+    there  --  a banner ..., one HEADER line, then reports (OUTPUT, EXITED, ALIVE)  -->  stdout -> driver
     there  <-- stdin <--  the cookie's line, then orders (KILL, GRANT); its end is the end of all that was started
 
 Reports and orders are the frames of a fork server (``forkserver.frames``), with a worker's number on its machine in the
@@ -22,6 +22,8 @@ from distpool.light import Any, Final, NamedTuple
 from distpool.managers.startup import MAX_BYTES, MAX_LINES
 
 HEADER: Final = b"distpool_host:"
+# A report of nothing: sent so that the kernel of the driver's host acknowledges it. Beyond those of fork servers.
+ALIVE: Final = 100
 # The version of what stands here. The header itself must stay readable, so that a difference can be told.
 VERSION: Final = 1
 
@@ -82,6 +84,11 @@ def printed(number: int, data: bytes, stream: int) -> bytes:
 def ended(number: int, os_pid: int, status: int) -> bytes:
     """Return the report of a worker's end."""
     return EVENT.pack(0, EXITED, number, os_pid, status)
+
+
+def alive() -> bytes:
+    """Return the report that all is as it was; nobody does anything about it."""
+    return EVENT.pack(0, ALIVE, 0, 0, 0)
 
 
 class Reports:

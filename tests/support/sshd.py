@@ -19,6 +19,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sb
 _START_SECONDS = 30
 
 _SERVER = """\
-ListenAddress 127.0.0.1
+ListenAddress {address}
 Port {port}
 HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/authorized_keys
@@ -58,7 +59,7 @@ Host stranger
     UserKnownHostsFile {folder}/empty
     StrictHostKeyChecking yes
 Host *
-    HostName 127.0.0.1
+    HostName {address}
     HostKeyAlias this-machine
     Port {port}
     User {user}
@@ -81,10 +82,14 @@ _SHELLS = {
 
 
 class Sshd:
-    """The running server; ``flags`` are what ``sshflags=`` needs to reach it."""
+    """The running server; ``flags`` are what ``sshflags=`` needs to reach it.
 
-    def __init__(self, folder: Path, program: str) -> None:
+    ``address`` is where it listens, and ``prefix`` a command to start it by: for one on another host.
+    """
+
+    def __init__(self, folder: Path, program: str, address: str, prefix: Sequence[str]) -> None:
         self.folder = folder
+        self.address = address
         self.port = _free_port()
         user = pwd.getpwuid(os.getuid()).pw_name
         for name in ("host_key", "user_key", "other_key", *(f"{name}_key" for name in _SHELLS)):
@@ -94,14 +99,15 @@ class Sshd:
         (folder / "authorized_keys").write_text("".join(keys))
         (folder / "known_hosts").write_text("this-machine " + (folder / "host_key.pub").read_text())
         (folder / "empty").write_text("")
-        (folder / "sshd_config").write_text(_SERVER.format(folder=folder, port=self.port))
-        (folder / "ssh_config").write_text(_CLIENT.format(folder=folder, port=self.port, user=user))
+        (folder / "sshd_config").write_text(_SERVER.format(folder=folder, port=self.port, address=address))
+        client = _CLIENT.format(folder=folder, port=self.port, user=user, address=address)
+        (folder / "ssh_config").write_text(client)
         (folder / "home").mkdir()  # the start-up files of whoever runs the tests may say and do anything
         if os.getuid() == 0:
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where the part that has no rights lives
         self.log = folder / "sshd.log"
         self.process = subprocess.Popen(
-            [program, "-D", "-E", str(self.log), "-f", str(folder / "sshd_config")], stdin=subprocess.DEVNULL
+            [*prefix, program, "-D", "-E", str(self.log), "-f", str(folder / "sshd_config")], stdin=subprocess.DEVNULL
         )
         self._await()
 
@@ -123,7 +129,7 @@ class Sshd:
         limit = time.monotonic() + _START_SECONDS
         while self.process.poll() is None and time.monotonic() < limit:
             try:
-                with socket.create_connection(("127.0.0.1", self.port)) as stream:
+                with socket.create_connection((self.address, self.port)) as stream:
                     if stream.recv(4) == b"SSH-":
                         return
             except OSError:
@@ -146,7 +152,7 @@ def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True, timeout=60)
 
 
-def start_sshd(folder: Path) -> Sshd:
+def start_sshd(folder: Path, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Sshd:
     """Start the server; where there is none the test is skipped, but never on the build server."""
     program = shutil.which("sshd", path=_PATH)
     if program is None or shutil.which("ssh") is None:
@@ -154,4 +160,4 @@ def start_sshd(folder: Path) -> Sshd:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason}; .ci/run installs them where it can", pytrace=False)
         pytest.skip(reason)
-    return Sshd(folder, program)
+    return Sshd(folder, program, address, prefix)
