@@ -76,13 +76,13 @@ if TYPE_CHECKING:
     from distpool.parallel_for import splitrange as splitrange
     from distpool.pickling import Descriptor as Descriptor
     from distpool.pickling import register_reducer as register_reducer
-    from distpool.pools import AbstractWorkerPool as AbstractWorkerPool
-    from distpool.pools import CachingPool as CachingPool
-    from distpool.pools import ResultStream as ResultStream
-    from distpool.pools import WorkerPool as WorkerPool
-    from distpool.pools import default_worker_pool as default_worker_pool
-    from distpool.pools import remote as remote
-    from distpool.pools import set_default_worker_pool as set_default_worker_pool
+    from distpool.pools.abstract import AbstractWorkerPool as AbstractWorkerPool
+    from distpool.pools.caching import CachingPool as CachingPool
+    from distpool.pools.default import default_worker_pool as default_worker_pool
+    from distpool.pools.default import remote as remote
+    from distpool.pools.default import set_default_worker_pool as set_default_worker_pool
+    from distpool.pools.promising import ResultStream as ResultStream
+    from distpool.pools.worker_pool import WorkerPool as WorkerPool
     from distpool.refs import Future as Future
     from distpool.remote_channel import RemoteChannel as RemoteChannel
     from distpool.spawning import fetchfrom as fetchfrom
@@ -170,15 +170,11 @@ _ROOMS = {
     "tallies": ("Usage", "usage"),
     "turns": ("InTurn",),
     "waiting": ("Waiter",),
-    "pools": (
-        "AbstractWorkerPool",
-        "CachingPool",
-        "ResultStream",
-        "WorkerPool",
-        "default_worker_pool",
-        "remote",
-        "set_default_worker_pool",
-    ),
+    "pools.abstract": ("AbstractWorkerPool",),
+    "pools.caching": ("CachingPool",),
+    "pools.default": ("default_worker_pool", "remote", "set_default_worker_pool"),
+    "pools.promising": ("ResultStream",),
+    "pools.worker_pool": ("WorkerPool",),
     "spawning": ("fetchfrom", "spawn", "spawnat", "sync"),
     "loops": ("pmap",),
     "parallel_for": ("DistributedLoop", "distributed", "splitrange"),

@@ -11,15 +11,15 @@ import io
 import sys
 import threading
 
-from distpool.cookie import cluster_cookie
-from distpool.light import Any
+from distpool.light import TYPE_CHECKING, Any
 from distpool.managers.interface import ClusterManager
 from distpool.member import Member, default_member, install_default
 from distpool.messages import DRIVER
 from distpool.pickling import sending_to
-from distpool.streams import Connection, prove
 from distpool.transport import Deadline
-from distpool.worker import Worker
+
+if TYPE_CHECKING:
+    from distpool.streams import Connection
 
 
 def init_worker(cookie: str, manager: ClusterManager | None = None) -> None:
@@ -41,6 +41,8 @@ def init_worker(cookie: str, manager: ClusterManager | None = None) -> None:
     member.books.give_back()  # what was dropped does not count
     if member.cluster.peers() or len(member.store) or member.books.claims.is_in_use:
         raise RuntimeError("init_worker() comes first: this process has workers or references of its own already")
+    from distpool.cookie import cluster_cookie  # here and below: who asks for the current peer has no use for these
+
     cluster_cookie(cookie)
     install_default(_WorkerToBe(0, member.reader), member.reader)
 
@@ -75,6 +77,9 @@ class _WorkerToBe(Member):
 
     def serve(self, connection: Connection) -> None:
         """Be a worker over this connection, if its other side is process 1."""
+        from distpool.streams import prove
+        from distpool.worker import Worker
+
         try:
             stream = prove(connection, "acceptor", Deadline(None))
         except Exception as error:  # a stranger, or what the user's streams raise

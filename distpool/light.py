@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from typing import TypeAlias as TypeAlias
     from typing import TypeVar as TypeVar
     from typing import overload as overload
+
+    def later(room: str) -> Any: ...
 else:
+    import sys
     from collections import namedtuple
 
     try:
@@ -58,6 +61,25 @@ else:
     def overload(function):
         """Return what the next definition replaces."""
         return function
+
+    class _Later:
+        """Stands for a room: imports it when something of it is first asked for."""
+
+        def __init__(self, room):
+            self._room = room
+
+        def __getattr__(self, name):
+            __import__(self._room)
+            value = getattr(sys.modules[self._room], name)
+            setattr(self, name, value)  # the next time costs nothing
+            return value
+
+    def later(room):
+        """Return what stands for a room that is imported at its first use. Type checkers see an import.
+
+        So that a class can be had before all that its objects need: a pool has its fork server boot meanwhile.
+        """
+        return _Later(room)
 
     class _NamedTupleMaker(type):
         """Makes a named tuple of a class body with annotated fields, defaults and methods."""

@@ -9,7 +9,9 @@ from distpool.jobs import Retries
 from distpool.light import Any
 from distpool.member import default_member
 from distpool.membership import workers
-from distpool.pools import AbstractWorkerPool, CachingPool, WorkerPool, map_options
+from distpool.pools.abstract import AbstractWorkerPool
+from distpool.pools.caching import CachingPool
+from distpool.pools.worker_pool import WorkerPool, map_options
 
 
 def pmap(

@@ -16,7 +16,7 @@ from distpool.fanout import Call, fan_out, raise_failures
 from distpool.light import Any, TypeVar, overload
 from distpool.member import default_member
 from distpool.pickling import mentioned_names, shipped_namespace
-from distpool.pools import CachingPool
+from distpool.pools.caching import CachingPool
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,7 +20,9 @@ import psutil
 import pytest
 
 from distpool.errors import LaunchWorkerError
-from distpool.forkserver import PRELOAD_TOKEN, ForkServer, describe_exit, oom_kills
+from distpool.forkserver.client import ForkServer
+from distpool.forkserver.exits import describe_exit, oom_kills
+from distpool.forkserver.frames import PRELOAD_TOKEN
 from distpool.segments import SharedPage
 from support.leaks import eventually
 
@@ -324,7 +326,7 @@ def test_when_the_fork_server_is_killed_the_driver_is_told_and_the_workers_die(d
 
 DRIVER_SCRIPT = """
     import os, pickle, socket, sys, time
-    from distpool.forkserver import ForkServer
+    from distpool.forkserver.client import ForkServer
 
     server = ForkServer(["support.forked"])
     streams = []
@@ -409,7 +411,7 @@ def test_stray_modules_and_closed_standard_streams_do_no_harm(run_script: RunScr
         for fd in (0, 1):
             os.close(fd)
         import pickle, socket
-        from distpool.forkserver import ForkServer
+        from distpool.forkserver.client import ForkServer
         server = ForkServer(["support.forked"])
         ours, theirs = socket.socketpair()
         server.start_worker(0, pickle.dumps({"entry": "support.forked:wait_for_end"}), [theirs.fileno()])

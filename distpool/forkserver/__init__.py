@@ -14,14 +14,8 @@ what workers need and forks on demand. It also waits for them, as their parent, 
 
 Rooms: :mod:`.client` (driver side), :mod:`.interpreter` (how it is started), :mod:`.server` (the process itself),
 :mod:`.newborn` (a worker's first moments), :mod:`.outputs` (what workers print), :mod:`.frames` (bytes between driver
-and server), :mod:`.exits` (exit codes, signals, "out of memory?").
+and server), :mod:`.exits` (exit codes, signals, "out of memory?"). Each side imports those that it needs, and no more:
+the server's imports are part of every start.
 """
 
 from __future__ import annotations
-
-from .client import ForkServer as ForkServer
-from .exits import describe_exit as describe_exit
-from .exits import oom_kills as oom_kills
-from .frames import OUTPUT_WINDOW as OUTPUT_WINDOW
-from .frames import PRELOAD_TOKEN as PRELOAD_TOKEN
-from .interpreter import interpreter_flags as interpreter_flags

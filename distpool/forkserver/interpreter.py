@@ -19,7 +19,8 @@ from ..errors import LaunchWorkerError
 _BOOT = """\
 # distpool fork server
 def boot():
-    import marshal, posix, sys
+    import gc, marshal, posix, sys
+    gc.disable()
     def take(size):
         data = b''
         while len(data) < size:

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from distpool.cores import THREAD_VARIABLES
 from distpool.door import send_answer
 from distpool.errors import LaunchWorkerError
-from distpool.forkserver import interpreter_flags
+from distpool.forkserver.interpreter import interpreter_flags
 from distpool.managers.interface import Launched, WorkerConfig, WorkerProcess
 from distpool.managers.interpreter import located, own_path_entries, words
 from distpool.output import Output, checked_mode

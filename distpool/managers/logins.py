@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from distpool.errors import LaunchWorkerError
-from distpool.forkserver import OUTPUT_WINDOW, describe_exit
+from distpool.forkserver.exits import describe_exit
+from distpool.forkserver.frames import OUTPUT_WINDOW
 from distpool.light import Any, Final
 from distpool.managers.interpreter import InterpreterProcess, close_in_forked_copies
 from distpool.managers.machines import Machine

@@ -15,21 +15,3 @@ it:
 """
 
 from __future__ import annotations
-
-from .abstract import AbstractWorkerPool
-from .caching import CachingPool
-from .default import default_worker_pool, remote, set_default_worker_pool
-from .promising import ResultStream
-from .worker_pool import KEPT_FUNCTIONS, WorkerPool, map_options
-
-__all__ = [
-    "KEPT_FUNCTIONS",
-    "AbstractWorkerPool",
-    "CachingPool",
-    "ResultStream",
-    "WorkerPool",
-    "default_worker_pool",
-    "map_options",
-    "remote",
-    "set_default_worker_pool",
-]

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distpool.calls import call_and_fetch, call_into_future, do_in
-from distpool.light import Any, TypeVar
-from distpool.member import Member, default_member
-from distpool.refs import Future
+from distpool.light import TYPE_CHECKING, Any, TypeVar, later
+
+if TYPE_CHECKING:
+    from distpool import calls, member
+    from distpool.member import Member
+    from distpool.refs import Future
+else:
+    calls, member = later("distpool.calls"), later("distpool.member")
 
 T = TypeVar("T")
 
@@ -63,7 +67,7 @@ class AbstractWorkerPool:
         """Run ``f`` on a free member, which is held until ``f`` is done."""
         pid = self.take()
         try:
-            future = call_into_future(self._home(), f, pid, args, kwargs)
+            future = calls.call_into_future(self._home(), f, pid, args, kwargs)
         except BaseException:
             self.put(pid)
             raise
@@ -82,7 +86,7 @@ class AbstractWorkerPool:
         """Run ``f`` on a free member and return its result."""
         pid = self.take()
         try:
-            return call_and_fetch(self._home(), f, pid, args, kwargs)
+            return calls.call_and_fetch(self._home(), f, pid, args, kwargs)
         finally:
             self.put(pid)
 
@@ -94,10 +98,10 @@ class AbstractWorkerPool:
         """Run ``f`` on a free member and forget it; the member is free again at once."""
         pid = self.take()
         try:
-            do_in(self._home(), f, pid, args, kwargs)
+            calls.do_in(self._home(), f, pid, args, kwargs)
         finally:
             self.put(pid)
 
     def _home(self) -> Member:
         """The cluster that the pids belong to."""
-        return default_member()
+        return member.default_member()

@@ -6,10 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from distpool.jobs import CallJob, next_number
-from distpool.light import Any
-from distpool.pickling import dump
+from distpool.light import TYPE_CHECKING, Any, later
 from distpool.pools.worker_pool import KEPT_FUNCTIONS, WorkerPool
+
+if TYPE_CHECKING:
+    from distpool import jobs, pickling
+    from distpool.jobs import CallJob
+else:
+    jobs, pickling = later("distpool.jobs"), later("distpool.pickling")
 
 
 class CachingPool(WorkerPool):
@@ -38,7 +42,7 @@ class CachingPool(WorkerPool):
             if known is not None:
                 self._cached.move_to_end(id(f))
                 return known[1]
-        options = {"function": dump(f), "number": next_number(), "is_kept": True}
+        options = {"function": pickling.dump(f), "number": jobs.next_number(), "is_kept": True}
         with self._cached_lock:
             options = self._cached.setdefault(id(f), (f, options))[1]  # another thread may have been quicker
             old = self._cached.popitem(last=False)[1] if len(self._cached) > KEPT_FUNCTIONS else None
@@ -47,7 +51,7 @@ class CachingPool(WorkerPool):
         return options
 
     def _call_job(self, f: Callable[..., Any]) -> CallJob:
-        job = CallJob(f, self._dispatch.pump, **self._function(f))
+        job = jobs.CallJob(f, self._dispatch.pump, **self._function(f))
         job.is_passing = True
         return job
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from distpool.calls import call_and_fetch
-from distpool.errors import ProcessExitedException
-from distpool.light import Any
-from distpool.member import Member, default_member
+from distpool.light import TYPE_CHECKING, Any, later
 from distpool.messages import DRIVER
 from distpool.pools.abstract import AbstractWorkerPool
 from distpool.pools.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from distpool import calls
+    from distpool import member as members
+    from distpool.errors import ProcessExitedException
+    from distpool.member import Member
+else:
+    calls, members = later("distpool.calls"), later("distpool.member")
 
 
 class DefaultPool(WorkerPool):
@@ -67,14 +72,14 @@ def default_worker_pool() -> AbstractWorkerPool:
     >>> default_worker_pool().workers()
     [1]
     """
-    member = default_member()
+    member = members.default_member()
     with _default_lock:
         pool = _default.get(id(member))
     if pool is None:
         if member.pid == DRIVER:
             made: AbstractWorkerPool = DefaultPool(member)
         else:  # process 1 has it; here it is a handle
-            made = call_and_fetch(member, default_worker_pool, DRIVER, (), {})
+            made = calls.call_and_fetch(member, default_worker_pool, DRIVER, (), {})
         with _default_lock:
             pool = _default.setdefault(id(member), made)
     return pool
@@ -86,7 +91,7 @@ def set_default_worker_pool(pool: AbstractWorkerPool) -> AbstractWorkerPool:
         raise TypeError(f"set_default_worker_pool() takes a pool, not a {type(pool).__name__}")
     before = default_worker_pool()
     with _default_lock:
-        _default[id(default_member())] = pool
+        _default[id(members.default_member())] = pool
     return before
 
 

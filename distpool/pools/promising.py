@@ -9,15 +9,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from distpool.dispatch import Dispatch
-from distpool.futures import Promise
-from distpool.jobs import CallJob, PromisedMap, StreamJob
-from distpool.light import Any, Final
-from distpool.member import Member
-from distpool.pickling import dump_arguments
+from distpool.light import TYPE_CHECKING, Any, Final, later
 from distpool.pools.abstract import AbstractWorkerPool
-from distpool.transport import Deadline, Waiter
-from distpool.turns import InTurn
+from distpool.waiting import Deadline
+
+if TYPE_CHECKING:
+    from distpool import pickling, turns
+    from distpool.dispatch import Dispatch
+    from distpool.futures import Promise
+    from distpool.jobs import CallJob, PromisedMap, StreamJob
+    from distpool.member import Member
+    from distpool.turns import InTurn
+    from distpool.waiting import Waiter
+else:
+    pickling, turns = later("distpool.pickling"), later("distpool.turns")
 
 # How long a worker has to say whether it gives a call back; only one that cannot needs so long. Arbitrary.
 ANSWER_SECONDS: Final = 1.0
@@ -127,7 +132,7 @@ class Promising(AbstractWorkerPool):
     def _send(self, promise: Promise, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check_open()
         job = self._call_job(f)
-        job.waiting.append((dump_arguments(args, kwargs), promise))
+        job.waiting.append((pickling.dump_arguments(args, kwargs), promise))
         if not job.is_listed or self._dispatch.broken is not None:  # it was just given up in favour of others
             self._dispatch.start(job)
         self._dispatch.pump(job)
@@ -152,7 +157,7 @@ class Promising(AbstractWorkerPool):
 
     def in_turn(self) -> InTurn:
         """Return what makes calls one after the other in such a thread: callbacks of those who use the pool."""
-        return InTurn(self._member.threads.run, self._member.reader.call_later)
+        return turns.InTurn(self._member.threads.run, self._member.reader.call_later)
 
     def recall(self, promise: Promise) -> None:
         """Ask the worker that a call was sent to whether it gives the call back; wait for its answer.

@@ -12,25 +12,27 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from distpool.dispatch import Dispatch
-from distpool.errors import ProcessExitedException
-from distpool.futures import Promise, TaskFuture
-from distpool.jobs import CallJob, MapJob, Pace, PromisedMap, Retries, StreamJob
-from distpool.light import TYPE_CHECKING, Any, Final, TypeVar
-from distpool.member import Member, default_member, process_reader
+from distpool.light import TYPE_CHECKING, Any, Final, TypeVar, later
 from distpool.messages import DRIVER
-from distpool.output import How, checked_mode
-from distpool.pickling import Parcel, dump, goes_by_name, in_message
-from distpool.pools.handles import handle_of, register
-from distpool.pools.owned import OwnedWorkers
 from distpool.pools.promising import Promising
-from distpool.refs import Future
-from distpool.tallies import tally
-from distpool.transport import Deadline
+from distpool.waiting import Deadline
 
 if TYPE_CHECKING:
+    from distpool import dispatch, futures, jobs, pickling
+    from distpool import member as members
+    from distpool.errors import ProcessExitedException
+    from distpool.futures import Promise, TaskFuture
+    from distpool.jobs import CallJob, MapJob, Pace, PromisedMap, StreamJob
     from distpool.managers.interface import ClusterManager
     from distpool.managers.machines import MachineSpec
+    from distpool.member import Member
+    from distpool.output import How
+    from distpool.pickling import Parcel
+    from distpool.pools.owned import OwnedWorkers
+    from distpool.refs import Future
+else:  # imported with the first pool, while the fork server boots
+    dispatch, futures, jobs = later("distpool.dispatch"), later("distpool.futures"), later("distpool.jobs")
+    members, pickling = later("distpool.member"), later("distpool.pickling")
 
 T = TypeVar("T")
 
@@ -96,7 +98,13 @@ class WorkerPool(Promising):
 
             manager = SSHManager(machines)
         if processes is not _NOT_GIVEN or manager is not None:
-            self._set_up(Member(DRIVER, process_reader()))
+            if manager is None and not options:
+                self.prepare(preload)
+            from distpool.output import checked_mode  # here, and after that: the fork server boots meanwhile
+            from distpool.pools.owned import OwnedWorkers
+            from distpool.tallies import tally
+
+            self._set_up(members.Member(DRIVER, members.process_reader()))
             how = {"output": checked_mode(output), "logging": logging, "env": dict(env or {}), **(options or {})}
             self._owned = OwnedWorkers(
                 self._member,
@@ -124,13 +132,27 @@ class WorkerPool(Promising):
                 "initializer=, preload=, output=, logging=, env=, options=, max_tasks_per_child=, replace= and wait="
             )
             raise TypeError(f"{names} are for workers of the pool's own: give processes= or manager= as well")
-        self._set_up(default_member())
+        self._set_up(members.default_member())
         for pid in pids or ():
             self.push(pid)
 
+    @staticmethod
+    def prepare(preload: Sequence[str] = ()) -> None:
+        """Have the process booted that forks local workers, in the background; the first pool comes sooner then.
+
+        Of use to programs that know that they will have a pool and do something else first, such as imports. It is the
+        process that all pools with the same ``preload`` have in common; it ends with the program. Returns at once,
+        harmless to repeat.
+
+        >>> WorkerPool.prepare()
+        """
+        from distpool.managers.forks import boot
+
+        boot(tuple(preload))
+
     def _set_up(self, member: Member) -> None:
         self._member = member
-        self._dispatch = Dispatch(member)
+        self._dispatch = dispatch.Dispatch(member)
         self.callbacks = self.in_turn()  # of the futures of submit
         # For submit, by callable or its pickle; oldest first.
         self._functions: OrderedDict[Any, CallJob] = OrderedDict()
@@ -248,14 +270,14 @@ class WorkerPool(Promising):
         be pickled.
         """
         options = {**self._function(f), **map_options(batch_size, timeout, on_error, retry_delays, retry_check)}
-        return self._run(MapJob(f, _checked_input(iterables), fail_fast=fail_fast, pace=self._pace(f), **options))
+        return self._run(jobs.MapJob(f, _checked_input(iterables), fail_fast=fail_fast, pace=self._pace(f), **options))
 
     def starmap(
         self, f: Callable[..., T], iterable: Iterable[Iterable[Any]], /, *, fail_fast: bool = True, **options: Any
     ) -> list[T]:
         """Return ``[f(*args) for args in iterable]``; options as for ``map``."""
         checked = {**self._function(f), **map_options(**options)}
-        return self._run(MapJob(f, (iterable,), star=True, fail_fast=fail_fast, pace=self._pace(f), **checked))
+        return self._run(jobs.MapJob(f, (iterable,), star=True, fail_fast=fail_fast, pace=self._pace(f), **checked))
 
     def _run(self, job: MapJob) -> list[Any]:
         self._check_open()
@@ -264,7 +286,7 @@ class WorkerPool(Promising):
     def _pace(self, f: Callable[..., Any]) -> Pace | None:
         """What former maps of the callable have told; None for one that cannot be a key."""
         try:
-            return self._paces.setdefault(f, Pace())
+            return self._paces.setdefault(f, jobs.Pace())
         except TypeError:
             return None
 
@@ -311,7 +333,7 @@ class WorkerPool(Promising):
         options: dict[str, Any],
         star: bool = False,
     ) -> StreamJob:
-        return StreamJob(
+        return jobs.StreamJob(
             f,
             _checked_input(iterables),
             is_ordered=is_ordered,
@@ -335,15 +357,15 @@ class WorkerPool(Promising):
 
         Arguments are pickled now. Raises TypeError, naming the part, when they cannot be.
         """
-        future: TaskFuture[T] = TaskFuture(self._member, self)
+        future: TaskFuture[T] = futures.TaskFuture(self._member, self)
         self._send(future, f, args, kwargs)
         return future
 
     def _call_job(self, f: Callable[..., Any]) -> CallJob:
         key: Any = f
         function: Parcel | None = None
-        if not goes_by_name(f):
-            function = dump(f)
+        if not pickling.goes_by_name(f):
+            function = pickling.dump(f)
             if function.globals or function.buffers:  # what it mentions may change: it is sent anew each time
                 return self._new_call_job(f, function, is_passing=True)
             key = function.body
@@ -358,7 +380,7 @@ class WorkerPool(Promising):
         return job
 
     def _new_call_job(self, f: Callable[..., Any], function: Parcel | None, is_passing: bool) -> CallJob:
-        job = CallJob(f, self._dispatch.pump, function=function)
+        job = jobs.CallJob(f, self._dispatch.pump, function=function)
         job.is_passing = is_passing
         if function is not None and not is_passing:  # kept for later calls: what it is bound to shall not be
             job.f = None
@@ -429,8 +451,10 @@ class WorkerPool(Promising):
 
     def __reduce__(self) -> Any:
         """Travel as a handle: what is done with it happens here, in the process that made the pool."""
-        if not in_message():
+        if not pickling.in_message():
             raise TypeError(f"{self!r} has a meaning only inside its cluster and cannot be pickled for anything else")
+        from distpool.pools.handles import handle_of, register  # few pools travel
+
         return handle_of, (self._member.pid, register(self))
 
 
@@ -471,5 +495,5 @@ def map_options(
     return {
         "batch_size": None if batch_size == "auto" else batch_size,
         "timeout": timeout,
-        "retries": Retries(delays, retry_check, on_error) if has_handlers else None,
+        "retries": jobs.Retries(delays, retry_check, on_error) if has_handlers else None,
     }
