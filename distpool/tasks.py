@@ -19,11 +19,22 @@ from collections import deque
 from collections.abc import Callable
 
 from distpool import messages as m
-from distpool.bundles import Item, bundle, unbundle
+from distpool.bundles import Item
+from distpool.envelopes import (
+    ONE,
+    PAGE_ENVELOPE,
+    PAGE_NOTES,
+    PAGE_SINCE,
+    PAGE_STARTED,
+    STAR,
+    Envelope,
+    Failure,
+    KnownCallable,
+    pack_results,
+)
 from distpool.light import Any, Final
 from distpool.member import Member
 from distpool.peer import Peer
-from distpool.pickling import Parcel, dump, dump_exception, load
 from distpool.serving import Call
 from distpool.wire import Frame
 
@@ -31,121 +42,6 @@ monotonic = time.monotonic
 
 # A result is at most this late, and a worker that dies loses at most so much of what it has finished but not sent.
 FLUSH_SECONDS: Final = 0.001
-
-# How the items of an envelope are given to the callable.
-ONE: Final = 0  # f(item)
-STAR: Final = 1  # f(*item)
-CALL: Final = 2  # f(*item[0], **item[1])
-
-# Words of the page: which envelope, how many of its tasks have begun, when the last of them began (nanoseconds,
-# monotonic).
-# Zero for the last means that all have ended and their results are on their way. The notes stay after that: whoever
-# dies while it packs or sends a result is to blame for that, too. The extra runner's notes follow the main thread's.
-PAGE_ENVELOPE: Final = 0
-PAGE_STARTED: Final = 1
-PAGE_SINCE: Final = 2
-PAGE_NOTES: Final = 3  # words of one runner
-
-
-class _Raised:
-    """In the place of a result: the task raised this."""
-
-    __slots__ = ("error", "stage")
-
-    def __init__(self, error: BaseException, stage: str = "") -> None:
-        self.error = error
-        self.stage = stage  # "opening": the function was not called
-
-
-class _Callable:
-    """What a pool has sent here to be called with its tasks: ``value`` is the unopened frame, later what was in it."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, frame: Frame) -> None:
-        self.value: Any = frame
-
-
-class Envelope:
-    """Tasks that came in one message. The runner takes from the left, ``take_back`` from the right; both are atomic."""
-
-    __slots__ = (
-        "callable",
-        "count",
-        "failed",
-        "flush_lock",
-        "frame",
-        "items",
-        "lock",
-        "peer",
-        "refused",
-        "results",
-        "sent",
-        "since",
-        "started",
-        "unopened",
-    )
-
-    def __init__(self, peer: Peer, frame: Frame, known: _Callable | None) -> None:
-        self.callable = known  # its own link: the pool may let us forget the callable while the envelope waits
-        self.peer = peer
-        self.frame = frame
-        self.count = frame.whence  # how many tasks it holds; less after a part was taken back
-        self.lock = threading.Lock()  # opening and taking back exclude each other: both change count and items
-        self.unopened = True
-        self.items: deque[Any] = deque()
-        self.results: list[Any] = []  # finished, not sent
-        self.failed = False  # one of them is a _Raised
-        self.refused: set[int] = set()  # tasks that were stopped before the items were opened
-        self.flush_lock = threading.Lock()  # one sender of results at a time, so that they stay in order
-        self.since = 0.0  # when the results last left
-        self.started = 0  # how many tasks have begun
-        self.sent = 0  # how many results have left
-
-    def open(self) -> int:
-        """Unpack the items; return how each is given to the callable."""
-        if self.frame.error is not None:
-            raise self.frame.error
-        opened = unbundle if self.frame.flags & m.FLAG_APART else load
-        how, items = opened(self.frame.body, self.frame.buffers)
-        with self.lock:
-            del items[self.count :]  # taken back while it waited
-            self.items.extend(items)
-            self.unopened = False
-            for number in self.refused:
-                self._refuse(number)
-        return int(how)
-
-    def refuse(self, number: int) -> None:
-        """Task ``number`` (from 1) shall not begin. Of no effect when it has, or when it is not packed by itself."""
-        with self.lock:
-            if self.unopened:
-                self.refused.add(number)
-            else:
-                self._refuse(number)
-
-    def _refuse(self, number: int) -> None:
-        if number > self.count:  # taken back
-            return
-        try:
-            item = self.items[number - 1 - self.count]  # from the right end, which only take_back moves, under the lock
-        except IndexError:
-            return
-        if isinstance(item, Item):
-            item.refuse()
-
-    def take_back(self, keep: int) -> int:
-        """Give up tasks that have not started, all but ``keep`` of them; return how many the envelope now holds."""
-        with self.lock:
-            if self.unopened:
-                self.count = min(self.count, keep)
-            while not self.unopened and len(self.items) > keep:
-                try:
-                    self.items.pop()
-                except IndexError:  # the runner was quicker
-                    break
-                self.count -= 1
-            return self.count
 
 
 class Tasks:
@@ -158,7 +54,7 @@ class Tasks:
         self._main_notes, self._extra_notes = words[:PAGE_NOTES], words[PAGE_NOTES : 2 * PAGE_NOTES]
         self._main = threading.get_ident()
         self._queue: deque[Envelope] = deque()
-        self._functions: dict[tuple[int, int], _Callable] = {}  # (whose, number)
+        self._functions: dict[tuple[int, int], KnownCallable] = {}  # (whose, number)
         self._running: dict[int, Envelope] = {}  # thread to the envelope it runs
         self._runners_lock = threading.Lock()  # protects _has_extra_runner
         self._has_extra_runner = False
@@ -170,7 +66,7 @@ class Tasks:
     # -- messages, on the reading thread -------------------------------------------------------------------------
 
     def _function(self, peer: Peer, frame: Frame) -> None:
-        self._functions[peer.pid, frame.ref] = _Callable(frame)  # opened by the first task that needs it
+        self._functions[peer.pid, frame.ref] = KnownCallable(frame)  # opened by the first task that needs it
 
     def _forget(self, peer: Peer, frame: Frame) -> None:
         self._functions.pop((peer.pid, frame.ref), None)
@@ -322,7 +218,7 @@ class Tasks:
                 with envelope.flush_lock:  # else results that are just leaving count neither as here nor as sent
                     if envelope.started > envelope.sent + len(envelope.results):
                         envelope.failed = True
-                        envelope.results.append(_Raised(error))
+                        envelope.results.append(Failure(error))
 
     def _loop(self, envelope: Envelope, f: Any, how: int) -> None:
         """Everything a task costs beside itself is here, and in the next one."""
@@ -353,7 +249,7 @@ class Tasks:
                     done(f(*item[0], **item[1]))
             except BaseException as error:  # the user's code: one of the three edges that catch everything
                 envelope.failed = True
-                done(_Raised(error, "opening" if apart and type(item) is Item else ""))
+                done(Failure(error, "opening" if apart and type(item) is Item else ""))
 
     def _loop_plainly(self, envelope: Envelope, f: Any) -> None:
         """The same for what maps of tiny tasks are made of: half of what the general loop costs.
@@ -379,7 +275,7 @@ class Tasks:
                 done(f(item))
             except BaseException as error:  # the user's code: one of the three edges that catch everything
                 envelope.failed = True
-                done(_Raised(error))
+                done(Failure(error))
 
     def _fail_all(self, envelope: Envelope, error: BaseException) -> None:
         """The callable or the items could not be opened: every task of the envelope has this error."""
@@ -389,7 +285,7 @@ class Tasks:
         while envelope.items:
             envelope.items.popleft()
             envelope.failed = True
-            envelope.results.append(_Raised(error, "opening"))
+            envelope.results.append(Failure(error, "opening"))
 
     # -- sending results -----------------------------------------------------------------------------------------
 
@@ -422,7 +318,7 @@ class Tasks:
         envelope.sent += count
         now = monotonic()
         spent, envelope.since = now - envelope.since, now
-        parcel, apart = _pack_results(results, envelope.failed, envelope.peer.pid, self._member.check)
+        parcel, apart = pack_results(results, envelope.failed, envelope.peer.pid, self._member.check)
         envelope.peer.send_parcel(
             m.TASKS_DONE,
             parcel,
@@ -454,32 +350,3 @@ ENTRANCE: Final = Tasks._loop.__code__
 UNINTERRUPTIBLE: Final = frozenset(
     function.__code__ for function in (Tasks._flush, Tasks._finish, Tasks._fail_all, Tasks._run_aside)
 )
-
-
-def _pack_results(
-    results: list[Any], may_have_failed: bool, to: int, check: Callable[[Parcel], None]
-) -> tuple[Parcel, bool]:
-    """Pickle results: all at once when opening them can run no strange code, else one by one.
-
-    One by one, a result that cannot be pickled here or opened there, or that must not be sent, costs only itself.
-    """
-    if not (may_have_failed and any(type(result) is _Raised for result in results)):
-        try:
-            parcel = dump(results, to)
-            check(parcel)
-        except BaseException:
-            pass  # some result cannot be pickled: find out which below
-        else:
-            if not parcel.foreign:
-                return parcel, False
-    return bundle([_pack_one(result, to, check) for result in results]), True
-
-
-def _pack_one(result: Any, to: int, check: Callable[[Parcel], None]) -> tuple[bool, Parcel]:
-    has_failed = type(result) is _Raised
-    try:
-        parcel = dump_exception(result.error, result.stage) if has_failed else dump(result, to)
-        check(parcel)
-        return not has_failed, parcel
-    except BaseException as error:
-        return False, dump_exception(error, "packing")

@@ -16,10 +16,10 @@ from distpool import WorkerPool
 from distpool.dispatch.ledger import Ledger
 from distpool.dispatch.results import Results
 from distpool.dispatch.slots import Shipment, Slot
+from distpool.envelopes import CALL
 from distpool.errors import ProcessExitedException
 from distpool.jobs import MapJob
 from distpool.member import Member
-from distpool.tasks import CALL
 from distpool.transport import Reader
 
 WAIT = 30  # seconds; a limit for what should take none

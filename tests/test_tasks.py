@@ -13,11 +13,12 @@ import pytest
 from distpool import WorkerPool
 from distpool import messages as m
 from distpool.bundles import bundle, unbundle
+from distpool.envelopes import ONE
 from distpool.errors import RemoteException
 from distpool.member import Member
 from distpool.peer import Peer
 from distpool.pickling import Parcel, dump, load
-from distpool.tasks import ONE, Tasks
+from distpool.tasks import Tasks
 from distpool.transport import Deadline, Reader, Waiter
 from distpool.wire import Frame
 

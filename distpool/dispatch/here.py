@@ -11,11 +11,11 @@ from distpool.dispatch.holding import Holding
 from distpool.dispatch.judging import Judging
 from distpool.dispatch.ledger import Ledger
 from distpool.dispatch.slots import Shipment
+from distpool.envelopes import CALL, ONE
 from distpool.futures import Raised
 from distpool.jobs import Job
 from distpool.light import Any
 from distpool.pickling import load
-from distpool.tasks import CALL, ONE
 
 monotonic = time.monotonic
 

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from distpool.dispatch.slots import Shipment, Slot
+from distpool.envelopes import CALL
 from distpool.jobs import CallJob, InputJob, Job, Run
 from distpool.light import Any
-from distpool.tasks import CALL
 from distpool.transport import Waiter
 
 monotonic = time.monotonic

@@ -15,6 +15,7 @@ from distpool.dispatch.listing import Listing
 from distpool.dispatch.sharing import Sharing
 from distpool.dispatch.slots import Shipment
 from distpool.dispatch.turnover import Turnover
+from distpool.envelopes import CALL
 from distpool.errors import ProcessExitedException
 from distpool.futures import Outcome, Raised, Unopened
 from distpool.jobs import Job, Run
@@ -22,7 +23,6 @@ from distpool.light import Any
 from distpool.member import Member
 from distpool.pickling import load
 from distpool.tallies import tasks_done
-from distpool.tasks import CALL
 from distpool.wire import Frame
 
 

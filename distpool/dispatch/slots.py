@@ -10,10 +10,10 @@ import math
 import time
 from collections import deque
 
+from distpool.envelopes import PAGE_ENVELOPE, PAGE_NOTES, PAGE_SINCE, PAGE_STARTED
 from distpool.jobs import Job, Run
 from distpool.light import Protocol
 from distpool.peer import Peer
-from distpool.tasks import PAGE_ENVELOPE, PAGE_NOTES, PAGE_SINCE, PAGE_STARTED
 from distpool.wire import Frame
 
 monotonic = time.monotonic

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from operator import length_hint
 
+from distpool.envelopes import ONE, STAR
 from distpool.futures import Outcome
 from distpool.jobs.job import Job, Run
 from distpool.light import Any, Final
-from distpool.tasks import ONE, STAR
 from distpool.transport import Waiter
 
 # Tasks of a stream in one envelope at most: what is read ahead of the consumer stays bounded however tiny they are.

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from itertools import count
 
 from distpool.bundles import bundle
+from distpool.envelopes import ONE
 from distpool.jobs.retries import Retries
 from distpool.light import Any, Final
 from distpool.pickling import Parcel, dump
 from distpool.segments import THRESHOLD, Segment
-from distpool.tasks import ONE
 
 # Tasks that are sent in one message shall keep a worker busy for about this long: enough to hide the message's cost
 # (some 50 us), little enough that the last ones of a map end close together.

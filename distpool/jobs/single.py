@@ -10,11 +10,11 @@ from collections.abc import Callable
 from itertools import count
 
 from distpool.bundles import bundle
+from distpool.envelopes import CALL
 from distpool.futures import Promise
 from distpool.jobs.job import Job, Run
 from distpool.light import Any, Final
 from distpool.pickling import Parcel
-from distpool.tasks import CALL
 
 # Calls in one message beyond which its fixed costs do not matter any more.
 FEW_CALLS: Final = 128
