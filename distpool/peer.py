@@ -156,13 +156,14 @@ class Peer:
         # A connection that brings more than was asked for (``tls``) says so; no poll would.
         self._has_pending: Callable[[], bool] | None = getattr(stream, "has_pending", None)
         stream.setblocking(False)
-        if is_unix or stream.getpeername()[0] in _LOOPBACK:
+        is_near = is_unix or stream.getpeername()[0] in _LOOPBACK
+        if is_near:
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 stream.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-        reader.register(self)
         self._watch: HostWatch | None = None  # over the network only
-        if not is_unix and stream.getpeername()[0] not in _LOOPBACK:
+        if not is_near:
             self.watch_host()
+        reader.register(self)  # from here on the other side may end it, on the thread that reads
         self._read_on()
 
     def __repr__(self) -> str:
