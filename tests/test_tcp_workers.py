@@ -212,10 +212,14 @@ DRIVER = """
 import os, sys, distpool
 sys.path.insert(0, {tests!r})
 from support import jobs
+
+def be_busy():
+    jobs.touch("busy")
+    jobs.{deed}()
+
 first, second = distpool.addprocs(2, exeflags=["-X", "utf8"])
 distpool.remotecall_fetch(os.getpid, second)
-distpool.remote_do(jobs.touch, first, "busy")
-distpool.remote_do(jobs.{deed}, first)
+distpool.remote_do(be_busy, first)
 while not os.path.exists("busy"):
     pass
 print("ready", flush=True)
