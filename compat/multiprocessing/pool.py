@@ -11,6 +11,7 @@ there only if a function brings it along, or the initializer makes it.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import warnings
 import weakref
@@ -271,6 +272,8 @@ class Pool(standard.Pool):
         """Take no more work; the workers end when all of it is done, which ``join`` waits for."""
         if self._state == RUN:
             self._state = CLOSE
+            if sys.is_finalizing():  # no thread starts any more, and distpool's exit handler has ended the workers
+                return self._has_ended()
             for stream in list(self._streams):
                 stream.hurry()
             self._native.run_aside(self._end)
@@ -287,7 +290,8 @@ class Pool(standard.Pool):
         """End the workers at once, by SIGTERM. Calls that are not done fail; their callbacks are not called."""
         self._state = TERMINATE
         self._is_terminated = True
-        self._native.terminate(signal.SIGTERM)
+        if not sys.is_finalizing():
+            self._native.terminate(signal.SIGTERM)
         self._has_ended()
 
     def _has_ended(self) -> None:

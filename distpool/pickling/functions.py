@@ -116,7 +116,12 @@ def reduce_function(packer: Gathering, function: FunctionType) -> tuple[Any, ...
     if where is None:
         where = packer.private_namespace(namespace)
         state["__globals__"] = {name: namespace[name] for name in facts.names if name in namespace}
-    elif not where.startswith("import:"):
+    elif where.startswith("import:"):
+        # pytest's rewriting of assert binds names that no source text can have; what the receiver imports lacks them.
+        added = {name: namespace[name] for name in facts.names if not name.isidentifier() and name in namespace}
+        if added:
+            state["__globals__"] = added
+    else:
         packer.mention(where, namespace, [name for name in facts.names if name not in _OWN_NAMES])
         if facts.imports_relatively:
             packer.mention(where, namespace, ["__package__"])
@@ -271,6 +276,11 @@ def reduce_class(cls: type) -> tuple[Any, ...]:
     if cls not in _received:
         _native.add(cls)
     tracker = arguments[-2]  # (..., class_tracker_id, extra) in both makers, classes and enums
+    slots = cls.__dict__.get("__slots__")
+    if slots is not None and len(arguments) == 6 and isinstance(arguments[3], dict):
+        # cloudpickle sets them when it is too late: its copy has a __dict__ and no slots, and objects of it cannot be
+        # loaded where the class is the true one.
+        arguments[3]["__slots__"] = slots
     return make_class, (tracker, maker, *arguments), (setter, state), None, None, set_class_state
 
 

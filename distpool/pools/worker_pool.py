@@ -7,6 +7,7 @@ checks what the user gave and makes jobs of it.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -413,7 +414,7 @@ class WorkerPool(Promising):
 
         Returns when the callbacks of all futures have been made, too.
         """
-        if self._is_closed or self._os_pid != os.getpid():
+        if self._is_closed or self._os_pid != os.getpid() or sys.is_finalizing():  # the last: the workers are gone
             return
         self._is_closed = True
         if self._owned is not None:
@@ -427,7 +428,7 @@ class WorkerPool(Promising):
 
         They get ``signal``; those that do not end by it within some seconds are killed. Harmless to repeat.
         """
-        if self._os_pid != os.getpid():
+        if self._os_pid != os.getpid() or sys.is_finalizing():
             return
         self._is_closed = True
         if self._owned is not None:
