@@ -1,0 +1,103 @@
+"""Small programs as people write them, run whole: each has once shown a fault that no other test had."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.parametrize("end", ["close", "close join", "terminate", "terminate join"])
+def test_a_pool_that_an_object_ends_after_the_program(run_script: Any, end: str) -> None:
+    """``__del__`` of a global runs when no thread can be started any more: it says nothing and does not hang."""
+    text = """
+    import sys
+    from distpool.compat.multiprocessing import Pool
+
+    class Holder:
+        def __init__(self):
+            self.pool, self.ends = Pool(2), sys.argv[1:]
+
+        def __del__(self):
+            for how in self.ends:
+                getattr(self.pool, how)()
+
+    holder = Holder()
+    print(holder.pool.map(abs, [-1, -2]))
+    """
+    assert run_script(text, *end.split()) == (0, "[1, 2]\n", "")
+
+
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_a_worker_pool_that_an_object_ends_after_the_program(run_script: Any, end: str) -> None:
+    """The same for distpool's own pool."""
+    text = """
+    import sys
+    from distpool import WorkerPool
+
+    class Holder:
+        def __init__(self):
+            self.pool, self.end = WorkerPool(processes=2), sys.argv[1]
+
+        def __del__(self):
+            getattr(self.pool, self.end)()
+
+    holder = Holder()
+    print(holder.pool.map(abs, [-1, -2]))
+    """
+    assert run_script(text, end) == (0, "[1, 2]\n", "")
+
+
+def test_objects_with_slots(run_script: Any) -> None:
+    """Classes of a script with ``__slots__``, dataclasses among them, come back as what they were."""
+    text = """
+    from dataclasses import dataclass
+    from distpool.compat.multiprocessing import Pool
+
+    class Plain:
+        __slots__ = ("__hidden", "seen")
+
+        def __init__(self):
+            self.__hidden, self.seen = 4, 5
+
+        def total(self):
+            return self.__hidden + self.seen
+
+    @dataclass(slots=True)
+    class Row:
+        number: int = 3
+
+    def same(thing):
+        return thing, hasattr(thing, "__dict__")
+
+    with Pool(1) as pool:
+        (plain, open_plain), (row, open_row) = pool.map(same, [Plain(), Row(7)])
+        print(plain.total(), row == Row(7), open_plain, open_row, type(pool.apply(Row)) is Row)
+    """
+    assert run_script(text) == (0, "9 True False False True\n", "")
+
+
+def test_nested_functions_of_a_test(tmp_path: Path) -> None:
+    """pytest rewrites ``assert`` with the help of names that the module, imported by a worker, does not have."""
+    (tmp_path / "test_inner.py").write_text(
+        """
+import pytest
+from distpool.compat.multiprocessing import Pool
+
+def test_nested():
+    def check(x):
+        assert x == 3, "told"
+        return x
+
+    with Pool(1) as pool:
+        assert pool.map(check, [3]) == [3]
+        with pytest.raises(AssertionError, match="told"):
+            pool.map(check, [4])
+"""
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_inner.py"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stdout
