@@ -351,7 +351,7 @@ class WorkerPool(Promising):
         self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], star: bool, options: dict[str, Any]
     ) -> PromisedMap:
         checked = {**self._function(f), **map_options(**options)}
-        return PromisedMap(promise, f, _checked_input((iterable,)), star=star, pace=self._pace(f), **checked)
+        return jobs.PromisedMap(promise, f, _checked_input((iterable,)), star=star, pace=self._pace(f), **checked)
 
     def submit(self, f: Callable[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]:
         """Run ``f(*args, **kwargs)`` on the first worker that is free; return its future at once.
