@@ -80,8 +80,9 @@ def pair_of(connection: Connection) -> tuple[Any, Any]:
 def prove(connection: Connection, role: Role, deadline: Deadline) -> socket.socket:
     """Shake hands over a connection and return it as a socket; closed when the other side does not prove itself.
 
-    A socket from ``ClusterManager.connect`` has been through that. The deadline holds for sockets; a stream's ``read``
-    blocks as long as it does. Raises HandshakeError, TypeError for what is no connection, or what the stream raises.
+    A socket from ``ClusterManager.connect`` has been through that; one of ``ssl`` is carried as a stream is, for its
+    descriptor has only what is encrypted. The deadline holds for sockets; a stream's ``read`` blocks as long as it does.
+    Raises HandshakeError, TypeError for what is no connection, or what the stream raises.
     """
     if getattr(connection, "is_proved", False):
         return connection  # type: ignore[return-value]  # a socket, or what stands for one
@@ -92,13 +93,71 @@ def prove(connection: Connection, role: Role, deadline: Deadline) -> socket.sock
             connection.close()
             raise
         return connection
-    reading, writing = pair_of(connection)
+    reading, writing = pair_of(_in_turn(connection))
     try:
         _shake_hands(reading, writing, new_handshake(role))
     except BaseException:
         close_streams(reading, writing)
         raise
     return carry(reading, writing)
+
+
+class TurnsAtSsl:
+    """A socket of ``ssl`` as a stream: its state is for one thread at a time, and ours read and write at once.
+
+    So it is made not to block, each call is made alone, and both wait outside of it for what it asks for.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection: Final = connection
+        self._lock = threading.Lock()  # protects the state of the encryption, and the two below
+        self._is_reading = False
+        self._is_closed = False
+        connection.setblocking(False)
+
+    def read(self, n: int) -> bytes:
+        """Return what is there, at most ``n`` bytes; waits for the first."""
+        self._is_reading = True
+        try:
+            return bytes(self._patiently(lambda: self.connection.recv(n)))
+        finally:
+            with self._lock:
+                self._is_reading = False
+                if self._is_closed:
+                    self.connection.close()
+
+    def write(self, data: Any) -> int:
+        """Take some of the bytes, at least one."""
+        return int(self._patiently(lambda: self.connection.send(data)))
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        import select
+        import ssl
+
+        while True:
+            poll = select.poll()
+            try:
+                with self._lock:
+                    return call()
+            except ssl.SSLWantReadError:
+                poll.register(self.connection, select.POLLIN)
+            except ssl.SSLWantWriteError:
+                poll.register(self.connection, select.POLLOUT)
+            poll.poll()
+
+    def close(self) -> None:
+        """End it; a thread that waits in ``read`` is woken, and gives the descriptor back."""
+        with self._lock:
+            self._is_closed = True
+            with suppress(OSError):  # not its own method, which would have the rest read as it is, encrypted
+                socket.socket.shutdown(self.connection, socket.SHUT_RDWR)
+            if not self._is_reading:
+                self.connection.close()
+
+
+def _in_turn(connection: Any) -> Any:
+    """Return a connection as what two threads may use at once."""
+    return TurnsAtSsl(connection) if isinstance(connection, socket.socket) else connection
 
 
 def give_up(connection: Connection) -> None:
@@ -127,7 +186,7 @@ def _shake_hands(reading: Any, writing: Any, handshake: Handshake) -> None:
 def carry(reading: Any, writing: Any) -> socket.socket:
     """Return a socket that stands for a pair of streams, which belong to it from now on."""
     inner, outer = carried_pair()
-    inner.carries = (reading, writing)
+    inner.carries = tuple(each.connection if isinstance(each, TurnsAtSsl) else each for each in (reading, writing))
     _Carrier(outer, reading, writing).start()
     return inner
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import distpool
 from distpool import streams
 from distpool.errors import HandshakeError
 from distpool.handshake import Handshake
@@ -19,8 +21,10 @@ from distpool.messages import RESULT
 from distpool.tcp import ProvedSocket
 from distpool.transport import Deadline
 from distpool.wire import HEADER, IN_SEGMENT, encode
+from support import jobs
 from support.leaks import eventually
 from support.memory import MemoryStream, crossed
+from support.secrecy import OverSsl, encrypted_pair
 
 FRAME = b"".join(encode(RESULT, 0, 7, 0, 0, b"a body"))
 EMPTY = b"".join(encode(RESULT, 0, 8, 0, 0))
@@ -185,6 +189,57 @@ def test_sockets_are_proved_and_used_as_they_are() -> None:
         assert future.result(30) is other
     with ProvedSocket() as proved:
         assert streams.prove(proved, "initiator", Deadline(30)) is proved
+
+
+# -- sockets of ssl ----------------------------------------------------------------------------------------------------
+
+
+def test_sockets_of_ssl_are_carried() -> None:
+    """Both directions at once, more than the kernel takes; each is known by its socket, and closed at the end."""
+    pair = encrypted_pair()
+    with ThreadPoolExecutor(4) as pool:
+        other = pool.submit(streams.prove, pair[1], "acceptor", Deadline(30))
+        ours, theirs = streams.prove(pair[0], "initiator", Deadline(30)), other.result(30)
+        with closing(ours), closing(theirs):
+            assert isinstance(ours, streams.CarriedSocket)
+            assert ours.carries == (pair[0], pair[0])
+            data = HEADER.pack(1, 0, 0, 0, 0, 0, 0, 20 << 20) + os.urandom(20 << 20)
+            sending = [pool.submit(each.sendall, data) for each in (ours, theirs)]
+            got = [pool.submit(read_all, each, len(data)) for each in (ours, theirs)]
+            assert [future.result(60) == data for future in got] == [True, True]
+            assert [future.result(60) for future in sending] == [None, None]
+    eventually(lambda: [each.fileno() for each in pair] == [-1, -1])
+
+
+def test_a_socket_of_ssl_ends_like_others() -> None:
+    """The other side goes without a word; one that does not prove itself is closed."""
+    pair = encrypted_pair()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(streams.prove, pair[1], "acceptor", Deadline(30))
+        ours, theirs = streams.prove(pair[0], "initiator", Deadline(30)), other.result(30)
+    ours.close()
+    with closing(theirs):
+        assert theirs.recv(1) == b""
+    eventually(lambda: [each.fileno() for each in pair] == [-1, -1])
+    one, other_end = encrypted_pair()
+    other_end.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(HandshakeError, match="none of distpool's"):
+        streams.prove(one, "initiator", Deadline(30))
+    assert one.fileno() == -1
+    other_end.close()
+
+
+def test_workers_over_sockets_of_ssl(no_cluster: None) -> None:
+    """A manager's `connect` may return one, and so may the worker's program pass one: everything works."""
+    manager = OverSsl()
+    try:
+        (pid,) = distpool.addprocs(manager)
+        assert distpool.remotecall_fetch(len, pid, bytes(5 << 20)) == 5 << 20
+        assert distpool.pmap(jobs.square, range(50)) == [x * x for x in range(50)]
+        assert distpool.worker_id_from_socket(manager.connections[0]) == pid
+        distpool.rmprocs(pid, waitfor=30)
+    finally:
+        manager.end()
 
 
 def test_strangers_are_not_admitted() -> None:
