@@ -25,6 +25,7 @@ from distpool import (
     rmprocs,
 )
 from support import jobs, loops
+from support.main import main_kept
 
 if TYPE_CHECKING:
     from conftest import RunScript, StartWorkers
@@ -35,12 +36,8 @@ def as_before(no_cluster: None) -> Iterator[None]:
     """Takes away what a test has defined here, or has said that all later workers shall run."""
     from distpool.member import default_member
 
-    main = vars(sys.modules["__main__"])
-    before = dict(main)
-    yield
-    for name in main.keys() - before.keys():
-        del main[name]
-    main.update(before)
+    with main_kept():
+        yield
     default_member().first_calls.clear()
 
 

@@ -28,6 +28,30 @@ def per_call(call: Callable[[], object], count: int) -> Measure:
     return measure
 
 
+@contextmanager
+def by_hand(count: int, over_tcp: bool = False) -> Iterator[Measure]:
+    """A request and an answer of a few bytes, which nobody looks at."""
+    with raw.process("bytes", over_tcp=over_tcp) as stream:
+
+        def call() -> None:
+            stream.sendall(raw.REQUEST)
+            raw.read(stream, len(raw.ANSWER))
+
+        yield per_call(call, count)
+
+
+@contextmanager
+def by_hand_pickled(count: int, over_tcp: bool = False) -> Iterator[Measure]:
+    """An empty call, pickled and opened on both sides."""
+    with raw.process("calls", over_tcp=over_tcp) as stream:
+
+        def call() -> None:
+            raw.send_pickled(stream, (work.nothing, ()))
+            raw.receive_pickled(stream)
+
+        yield per_call(call, count)
+
+
 def _round_trips(scale: Scale) -> Sequence[Contender]:
     count = scale.size(3000, 200)
 
@@ -45,26 +69,6 @@ def _round_trips(scale: Scale) -> Sequence[Contender]:
     def ours_submit() -> Iterator[Measure]:
         with peers.our_pool(1) as pool:
             yield per_call(lambda: pool.submit(work.nothing).result(), count)
-
-    @contextmanager
-    def by_hand() -> Iterator[Measure]:
-        with raw.process("bytes") as stream:
-
-            def call() -> None:
-                stream.sendall(raw.REQUEST)
-                raw.read(stream, len(raw.ANSWER))
-
-            yield per_call(call, count)
-
-    @contextmanager
-    def by_hand_pickled() -> Iterator[Measure]:
-        with raw.process("calls") as stream:
-
-            def call() -> None:
-                raw.send_pickled(stream, (work.nothing, ()))
-                raw.receive_pickled(stream)
-
-            yield per_call(call, count)
 
     @contextmanager
     def pool(opener: PoolOpener) -> Iterator[Measure]:
@@ -86,8 +90,8 @@ def _round_trips(scale: Scale) -> Sequence[Contender]:
         Contender("multiprocessing.Pool", partial(pool, peers.mp_pool)),
         Contender("ProcessPoolExecutor", partial(executor, peers.executor)),
         Contender("loky", loky),
-        Contender("raw", by_hand),
-        Contender("raw with pickle", by_hand_pickled),
+        Contender("raw", lambda: by_hand(count)),
+        Contender("raw with pickle", lambda: by_hand_pickled(count)),
         Contender("distpool", ours),
         Contender(SUBMIT, ours_submit),
         Contender(peers.POOL_DOOR, partial(pool, peers.pool_door)),

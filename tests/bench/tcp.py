@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.bench import raw, work
 from tests.bench.arrays import FLOAT, new_array, timed
-from tests.bench.calls import per_call
+from tests.bench.calls import by_hand, by_hand_pickled, per_call
 from tests.bench.runner import Contender, Goal, Measure, Row, Scale
 
 # Any flag asks for an interpreter of one's own, which listens on loopback; a forked worker has a socket pair.
@@ -41,29 +41,9 @@ def _round_trips(scale: Scale) -> Sequence[Contender]:
         with _worker(**options) as pid:
             yield per_call(lambda: remotecall_fetch(work.nothing, pid), count)
 
-    @contextmanager
-    def by_hand() -> Iterator[Measure]:
-        with raw.process("bytes", over_tcp=True) as stream:
-
-            def call() -> None:
-                stream.sendall(raw.REQUEST)
-                raw.read(stream, len(raw.ANSWER))
-
-            yield per_call(call, count)
-
-    @contextmanager
-    def by_hand_pickled() -> Iterator[Measure]:
-        with raw.process("calls", over_tcp=True) as stream:
-
-            def call() -> None:
-                raw.send_pickled(stream, (work.nothing, ()))
-                raw.receive_pickled(stream)
-
-            yield per_call(call, count)
-
     return [
-        Contender("raw", by_hand),
-        Contender("raw with pickle", by_hand_pickled),
+        Contender("raw", lambda: by_hand(count, over_tcp=True)),
+        Contender("raw with pickle", lambda: by_hand_pickled(count, over_tcp=True)),
         Contender("distpool", ours),
         Contender("distpool with TLS", lambda: ours(tls=True)),
     ]

@@ -6,7 +6,6 @@ Also here: C003 b, C004 and C006 of section A, C142 and C143 of section J.
 from __future__ import annotations
 
 import operator
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +33,7 @@ from distpool import (
     sync,
 )
 from support import loops
+from support.main import main_kept
 
 if TYPE_CHECKING:
     from conftest import RunScript, StartWorkers
@@ -42,12 +42,8 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def main_as_before(no_cluster: None) -> Iterator[None]:
     """Takes away what a test has defined in this process's own `__main__`."""
-    main = vars(sys.modules["__main__"])
-    before = dict(main)
-    yield
-    for name in main.keys() - before.keys():
-        del main[name]
-    main.update(before)
+    with main_kept():
+        yield
 
 
 # -- without workers ---------------------------------------------------------------------------------------------------

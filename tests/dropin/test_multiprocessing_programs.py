@@ -83,16 +83,19 @@ def test_the_program_ends_with_a_pool_open(run_script: Any, end: str) -> None:
     assert finished == (0, "[1]\n", "")
 
 
+BUSY = """
+import time
+from distpool.compat.multiprocessing import Pool
+with Pool(2) as pool:
+    pool.apply(abs, (1,))
+    print("ready", flush=True)
+    pool.map(time.sleep, [1000] * 4)
+"""
+
+
 def test_the_program_is_killed(start_script: Any) -> None:
     """Its workers end with it, in the middle of what they do."""
-    script = start_script("""
-    import time
-    from distpool.compat.multiprocessing import Pool
-    with Pool(2) as pool:
-        pool.apply(abs, (1,))
-        print("ready", flush=True)
-        pool.map(time.sleep, [1000] * 4)
-    """)
+    script = start_script(BUSY)
     script.wait_for("ready")
     script.send(signal.SIGKILL)
     script.wait(20)
@@ -143,14 +146,7 @@ def test_ctrl_c(start_script: Any, how: str) -> None:
 
 def test_ctrl_c_that_nobody_catches(start_script: Any) -> None:
     """One traceback, that of the program."""
-    script = start_script("""
-    import time
-    from distpool.compat.multiprocessing import Pool
-    with Pool(2) as pool:
-        pool.apply(abs, (1,))
-        print("ready", flush=True)
-        pool.map(time.sleep, [1000] * 4)
-    """)
+    script = start_script(BUSY)
     script.wait_for("ready")
     script.send(signal.SIGINT)
     code, out, err = script.wait(30)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NO_TESTS = 77
+from running import NO_TESTS, each, run
 
 PRIVATE = "looks at private attributes of the standard library's executor: "
 AT_ONCE = "counts workers that are started one by one; ours are started together, with the first call"
@@ -89,12 +89,13 @@ def give_prelude(module: ModuleType) -> None:
         module.assert_python_ok = run_with_prelude  # type: ignore[attr-defined]
 
 
-def each(suite: unittest.TestSuite | unittest.TestCase) -> Iterator[unittest.TestCase]:
-    if isinstance(suite, unittest.TestCase):
-        yield suite
-        return
-    for part in suite:
-        yield from each(part)
+def tests(found: list[ModuleType]) -> Iterator[unittest.TestCase]:
+    """All tests of process pools in these modules."""
+    for module in found:
+        give_prelude(module)
+        for test in each(unittest.defaultTestLoader.loadTestsFromModule(module)):
+            if "ProcessPool" in test.id():
+                yield test
 
 
 def keep_threads() -> None:
@@ -121,33 +122,17 @@ def main() -> int:
 
     replace(options.strict)
     found = modules()
-    version = sys.version.split()[0]
     if not found:
-        print(f"Python {version} came without test.test_concurrent_futures: nothing to run")
+        print(f"Python {sys.version.split()[0]} came without test.test_concurrent_futures: nothing to run")
         return NO_TESTS
-    suite = unittest.TestSuite()
-    skipped: list[tuple[str, str]] = []
     keep_threads()
-    for module in found:
-        give_prelude(module)
-        for test in each(unittest.defaultTestLoader.loadTestsFromModule(module)):
-            if "ProcessPool" not in test.id() or not any(name in test.id() for name in options.names or [""]):
-                continue
-            reason = skip_reason(test, options.strict)
-            if reason is None:
-                suite.addTest(test)
-            else:
-                skipped.append((test.id(), reason))
-    result = unittest.TextTestRunner(verbosity=2 if options.verbose else 1).run(suite)
-    skipped += [(test.id(), f"skips itself: {reason}") for test, reason in result.skipped]
-    print(
-        f"Python {version}, strict={options.strict}: {result.testsRun - len(result.skipped)} run, "
-        f"{len(result.failures) + len(result.errors)} failed, {len(skipped)} skipped"
+    return run(
+        tests(found),
+        lambda test: skip_reason(test, options.strict),
+        options.names,
+        options.verbose,
+        f", strict={options.strict}",
     )
-    for reason in sorted({reason for _, reason in skipped}):
-        names = sorted({name.rpartition(".")[2] for name, why in skipped if why == reason})
-        print(f"  {', '.join(names)}: {reason}")
-    return 0 if result.wasSuccessful() else 1
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NO_TESTS = 77
+from running import NO_TESTS, each, run
+
 START_METHODS = ("fork", "spawn", "forkserver")
 
 # The classes whose tests make a pool of processes.
@@ -67,9 +68,9 @@ def import_with_ours(name: str) -> ModuleType | None:
 
     import distpool.compat.multiprocessing as ours
 
-    for each in pkgutil.iter_modules(multiprocessing.__path__, "multiprocessing."):
-        if "win32" not in each.name:
-            importlib.import_module(each.name)
+    for module in pkgutil.iter_modules(multiprocessing.__path__, "multiprocessing."):
+        if "win32" not in module.name:
+            importlib.import_module(module.name)
     for room in ("face", "pool"):  # they need the real one
         importlib.import_module(f"{ours.__name__}.{room}")
     sys.modules["multiprocessing"] = ours
@@ -123,17 +124,13 @@ def tests(folder: str) -> Iterator[unittest.TestCase]:
         yield from each(unittest.defaultTestLoader.loadTestsFromModule(main_handling))
 
 
-def each(suite: unittest.TestSuite | unittest.TestCase) -> Iterator[unittest.TestCase]:
-    if isinstance(suite, unittest.TestCase):
-        yield suite
-        return
-    for part in suite:
-        yield from each(part)
-
-
 def is_of_pools(test: unittest.TestCase) -> bool:
     """Whether the test is one of those above; all of the module about ``__main__`` are."""
     return "main_handling" in test.id() or any(f"{test.id()}.".find(f".{name}.") > 0 for name in CLASSES)
+
+
+def skip_reason(test: unittest.TestCase) -> str | None:
+    return next((reason for part, reason in SKIPS.items() if part in test.id()), None)
 
 
 def main() -> int:
@@ -145,31 +142,11 @@ def main() -> int:
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     sys.path.append(folder)
-    version = sys.version.split()[0]
     found = [test for test in tests(folder) if is_of_pools(test)]
     if not found:
-        print(f"Python {version} came without the tests of multiprocessing: nothing to run")
+        print(f"Python {sys.version.split()[0]} came without the tests of multiprocessing: nothing to run")
         return NO_TESTS
-    suite = unittest.TestSuite()
-    skipped: list[tuple[str, str]] = []
-    for test in found:
-        reason = next((reason for part, reason in SKIPS.items() if part in test.id()), None)
-        if not any(name in test.id() for name in options.names or [""]):
-            continue
-        if reason is None:
-            suite.addTest(test)
-        else:
-            skipped.append((test.id(), reason))
-    result = unittest.TextTestRunner(verbosity=2 if options.verbose else 1).run(suite)
-    skipped += [(test.id(), f"skips itself: {reason}") for test, reason in result.skipped]
-    print(
-        f"Python {version}: {result.testsRun - len(result.skipped)} run, "
-        f"{len(result.failures) + len(result.errors)} failed, {len(skipped)} skipped"
-    )
-    for reason in sorted({reason for _, reason in skipped}):
-        names = sorted({name.rpartition(".")[2] for name, why in skipped if why == reason})
-        print(f"  {', '.join(names)}: {reason}")
-    return 0 if result.wasSuccessful() else 1
+    return run(found, skip_reason, options.names, options.verbose)
 
 
 if __name__ == "__main__":
