@@ -81,7 +81,7 @@ def prove(connection: Connection, role: Role, deadline: Deadline) -> socket.sock
     """Shake hands over a connection and return it as a socket; closed when the other side does not prove itself.
 
     A socket from ``ClusterManager.connect`` has been through that; one of ``ssl`` is carried as a stream is, for its
-    descriptor has only what is encrypted. The deadline holds for sockets; a stream's ``read`` blocks as long as it does.
+    descriptor has only what is encrypted. The deadline holds for sockets; a stream blocks as long as its ``read`` does.
     Raises HandshakeError, TypeError for what is no connection, or what the stream raises.
     """
     if getattr(connection, "is_proved", False):
