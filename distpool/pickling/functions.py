@@ -277,7 +277,7 @@ def reduce_class(cls: type) -> tuple[Any, ...]:
         _native.add(cls)
     tracker = arguments[-2]  # (..., class_tracker_id, extra) in both makers, classes and enums
     slots = cls.__dict__.get("__slots__")
-    if slots is not None and len(arguments) == 6 and isinstance(arguments[3], dict):
+    if slots is not None and len(arguments) == 6 and not issubclass(cls, tuple):  # NamedTuple sets its own, always ()
         # cloudpickle sets them when it is too late: its copy has a __dict__ and no slots, and objects of it cannot be
         # loaded where the class is the true one.
         arguments[3]["__slots__"] = slots
