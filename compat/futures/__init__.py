@@ -13,10 +13,11 @@ iterator of a map), ``process`` (the executor), ``thread`` (passed through). Not
 from __future__ import annotations
 
 import concurrent.futures
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
 if TYPE_CHECKING:
     from concurrent.futures import *  # noqa: F403
+    from typing import Any
 
     from .process import ProcessPoolExecutor as ProcessPoolExecutor
 

@@ -20,18 +20,18 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import distpool
 
 from .failures import failure_of, opened
 
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
 if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
     from .engine import Engine
 
-T = TypeVar("T")
-
-Outcome = distpool.Outcome  # looked up often
+    T = TypeVar("T")
 
 _OPEN = (PENDING, RUNNING)
 _CANCELLED = (CANCELLED, CANCELLED_AND_NOTIFIED)
@@ -61,7 +61,7 @@ class _AtNeed:
         return made
 
 
-class CallFuture(Future[T], Generic[T]):
+class CallFuture(Future["T"]):
     """A ``concurrent.futures.Future`` of a call in a ``distpool.compat.futures.ProcessPoolExecutor``.
 
     As the standard library's; ``wait``, ``as_completed``, ``asyncio.wrap_future`` accept it. Callbacks run one after
@@ -134,7 +134,7 @@ class CallFuture(Future[T], Generic[T]):
 
     def _end(self, engine: Engine, state: str, outcome: Any, unless_running: bool = False) -> bool:
         """Be done, once; return whether it was this call. Nobody is told yet."""
-        if isinstance(outcome, Outcome) and not outcome.ok:
+        if isinstance(outcome, distpool.Outcome) and not outcome.ok:
             self._judge = engine.judge()
         with _lock:
             # What ``wait`` and ``as_completed`` hold while they look; made under the same lock as this looks for it.
@@ -176,7 +176,7 @@ class CallFuture(Future[T], Generic[T]):
         for watcher in watchers:
             if self._state != FINISHED:
                 watcher.add_cancelled(self)
-            elif self._exception is not None or (isinstance(self._result, Outcome) and not self._result.ok):
+            elif self._exception is not None or (isinstance(self._result, distpool.Outcome) and not self._result.ok):
                 watcher.add_exception(self)
             else:
                 watcher.add_result(self)
@@ -255,7 +255,7 @@ class CallFuture(Future[T], Generic[T]):
         if self._state in _CANCELLED:
             raise CancelledError
         outcome = self._result
-        if isinstance(outcome, Outcome):
+        if isinstance(outcome, distpool.Outcome):
             value, error = opened(outcome, self._judge)
             with _lock:  # every thread gets the same object
                 if self._result is outcome:
@@ -323,9 +323,9 @@ class CallFuture(Future[T], Generic[T]):
         what = ""
         if self._exception is not None:
             what = f" raised {type(self._exception).__name__}"
-        elif isinstance(self._result, Outcome) and not self._result.ok:
+        elif isinstance(self._result, distpool.Outcome) and not self._result.ok:
             what = " raised an exception that nobody has looked at"
-        elif self._state == FINISHED and not isinstance(self._result, Outcome):
+        elif self._state == FINISHED and not isinstance(self._result, distpool.Outcome):
             what = f" returned {type(self._result).__name__}"
         state = "cancelled" if self._state in _CANCELLED else self._state.lower()
         return f"<{type(self).__name__} at {id(self):#x} state={state}{what}>"

@@ -10,11 +10,14 @@ from concurrent.futures.process import (
     BrokenProcessPool,
     _RemoteTraceback,  # users compare with it, and print it
 )
-from typing import Any
 
 import distpool
 
 from ..unpicklable import unexplained
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def opened(

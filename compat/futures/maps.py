@@ -15,7 +15,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Final
 
 import distpool
 
@@ -23,9 +22,13 @@ from .engine import Engine
 from .failures import broken, opened
 from .worker import each
 
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
+
 # Plain results that came in one message are small when they are so many, and are let go together: the loop that yields
 # them one by one is the interpreter's own, four times as fast. Arbitrary.
-MANY: Final = 32
+MANY = 32
 
 _END: Any = object()
 

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool as BrokenProcessPool
 from functools import partial
-from typing import Any, Literal, TypeVar
 
 import distpool
 
 from ..multiprocessing import travel
 from ..multiprocessing.births import Births
-from ..multiprocessing.worker import begin
+from ..multiprocessing.worker import PRELOAD, begin
 from ..unpicklable import unexplained
 from . import maps
 from .calls import CallFuture
@@ -25,7 +24,11 @@ from .engine import Engine
 from .failures import broken
 from .worker import logged
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any, Literal, TypeVar
+
+    T = TypeVar("T")
 
 _NOT_GIVEN: Any = object()
 
@@ -98,15 +101,15 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         self._mp_context = mp_context or multiprocessing.get_context("spawn" if max_tasks_per_child else None)
         self._births = Births(self._mp_context, "Process")
         start = partial(
-            distpool.WorkerPool,
+            _start,
             processes=self._max_workers,
             initializer=begin,
             initargs=(self._births, None if initializer is None else logged, (initializer, tuple(initargs))),
             max_tasks_per_child=max_tasks_per_child,
             replace=not strict,
-            wait=False,
         )
-        travel.register()  # locks, queues, proxies may be in initargs and arguments
+        if pool is not None:
+            travel.register()
         self._engine = Engine(pool, self._max_workers, start)
         self._engine.stops_running = cancel_running
         self._engine.is_strict = strict
@@ -242,3 +245,10 @@ def _check(max_workers: Any, mp_context: Any, initializer: Any, max_tasks_per_ch
             "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
             "supply a different mp_context."
         )
+
+
+def _start(**options: Any) -> distpool.WorkerPool:
+    """Start the workers of an executor's own, when its first call comes."""
+    distpool.WorkerPool.prepare(PRELOAD)  # it boots while the rest is imported
+    travel.register()  # locks, queues, proxies may be in initargs and arguments
+    return distpool.WorkerPool(preload=PRELOAD, wait=False, **options)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures.thread
 from concurrent.futures.thread import *  # noqa: F403
-from typing import Any
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def __getattr__(name: str) -> Any:

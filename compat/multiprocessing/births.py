@@ -10,12 +10,15 @@ import os
 import time
 from collections.abc import Callable
 from multiprocessing import process
-from typing import Any
 
 import distpool
 
 from .children import PoolWorker
 from .worker import Role, become, worker_name
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
 
 # How often those look who ask for the workers before these have started, and for how long at most. Arbitrary.
 LOOK_SECONDS = 0.002

@@ -12,10 +12,10 @@ import os
 import signal
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
 
     class Pool(Protocol):
         """What is asked of a pool."""

@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import multiprocessing.context as standard
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
 
+import distpool
+
+from .worker import PRELOAD
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
 if TYPE_CHECKING:
+    from typing import Any
+
     from .pool import Pool
 
 # Its semaphores keep their names.
@@ -43,6 +49,7 @@ class _Factories(standard.BaseContext):
         maxtasksperchild: int | None = None,
     ) -> Pool:
         """Return a pool of ours."""
+        distpool.WorkerPool.prepare(PRELOAD)  # it boots while the rest is imported
         from .pool import Pool
 
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())

@@ -8,10 +8,13 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 from types import ModuleType
-from typing import Any
 
 from .aliases import OURS, is_standard
 from .context import default
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def lookup(name: str) -> Any:

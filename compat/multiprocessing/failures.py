@@ -6,11 +6,14 @@ Used by ``results`` and ``streams``, in the thread that asks for a result.
 from __future__ import annotations
 
 import multiprocessing.pool as standard
-from typing import Any
 
 import distpool
 
 from ..unpicklable import unexplained
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
 
 # Users compare with them, and print them; the types know them not.
 MaybeEncodingError: Any = vars(standard)["MaybeEncodingError"]

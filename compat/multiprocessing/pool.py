@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from multiprocessing import pool as standard
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE, ThreadPool
-from typing import Any
 
 import distpool
 
@@ -29,11 +28,15 @@ from .context import default
 from .failures import failure_of
 from .results import ApplyResult, MapResult
 from .streams import IMapIterator, IMapUnorderedIterator
-from .worker import begin
+from .worker import PRELOAD, begin
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
+
+    Callback = Callable[[Any], object] | None
 
 __all__ = ["Pool", "ThreadPool"]
-
-Callback = Callable[[Any], object] | None
 
 
 class Pool(standard.Pool):
@@ -70,6 +73,7 @@ class Pool(standard.Pool):
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        distpool.WorkerPool.prepare(PRELOAD)  # it boots while the rest is imported
         travel.register()
         self._ctx = context or default.get_context()
         self._processes = distpool.usable_cores() if processes is None else processes
@@ -80,6 +84,7 @@ class Pool(standard.Pool):
             initializer=begin,
             initargs=(self._births, initializer, self._kept),
             max_tasks_per_child=maxtasksperchild,
+            preload=PRELOAD,
             wait=False,
         )
         self._callbacks = self._native.in_turn()

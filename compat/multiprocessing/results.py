@@ -10,13 +10,15 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import TimeoutError, pool
-from typing import TYPE_CHECKING, Any
 
 import distpool
 
 from .failures import failure_of
 
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
 if TYPE_CHECKING:
+    from typing import Any
+
     from .pool import Pool
 
 _PENDING: Any = object()

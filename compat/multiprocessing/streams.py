@@ -10,11 +10,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from multiprocessing import TimeoutError, pool
-from typing import Any
 
 import distpool
 
 from .failures import failure_of
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class IMapIterator(pool.IMapIterator):  # type: ignore[type-arg]  # the standard library's, for isinstance()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
+# What the workers of the drop-ins have loaded when they start.
+PRELOAD = (__name__,)
+
 
 class Role:
     """Who a worker is to be; made in the driver (``births``), for all workers of a pool but for their numbers."""

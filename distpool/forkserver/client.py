@@ -29,6 +29,7 @@ from .frames import (
     GRANT,
     HELLO,
     KILL,
+    LOAD,
     MOST_DESCRIPTORS,
     OUTPUT,
     REQUEST,
@@ -108,6 +109,11 @@ class ForkServer:
     def fileno(self) -> int:
         """Return the descriptor to wait on for :meth:`receive`."""
         return self.socket.fileno()
+
+    def load(self, names: Sequence[str]) -> None:
+        """Have modules imported before the next fork. When the fork server is gone, ``start_worker`` will tell."""
+        with contextlib.suppress(ConnectionError):
+            self._send_request(LOAD, 0, pickle.dumps(list(names)))
 
     def start_worker(self, token: int, setup: bytes, fds: Sequence[int]) -> None:
         """Ask for a worker; a ``started`` or ``failed`` event with the token will answer.

@@ -4,7 +4,7 @@ Used by both ends (:mod:`.client` in the driver, :mod:`.server` in the fork serv
 Both ends are the same Python on the same machine, started one from the other over a private socket pair: nothing here
 is a protocol for strangers. ::
 
-    driver  --  HELLO, FORK (with descriptors), KILL, GRANT  -->  fork server
+    driver  --  HELLO, LOAD, FORK (with descriptors), KILL, GRANT  -->  fork server
     driver  <--  STARTED, EXITED, FAILED, ROOM, OUTPUT  --------  fork server
 
 Descriptors travel as SCM_RIGHTS with the first byte of their frame. The kernel never glues bytes that carry
@@ -22,6 +22,7 @@ HELLO = 1  # body: pickled dict of what the server needs to know; descriptor: th
 FORK = 2
 KILL = 3  # body: one byte, the signal
 GRANT = 4  # no body; in the place of the token, how many bytes of output the driver has dealt with since the last one
+LOAD = 5  # body: pickled list of the names of modules to import before the next fork
 
 # length of the text in bytes, kind, token, the operating system's pid, status as waitpid returns it
 EVENT = struct.Struct("!IBqqq")

@@ -30,6 +30,7 @@ from .frames import (
     GRANT,
     HELLO,
     KILL,
+    LOAD,
     MOST_DESCRIPTORS,
     OUTPUT,
     PRELOAD_TOKEN,
@@ -160,6 +161,9 @@ class Server:
                 self._kill(number, body[0])
             elif kind == GRANT:
                 self.outputs.window += number
+            elif kind == LOAD:
+                for name in pickle.loads(body):
+                    self._import(name, must=True)
             else:
                 assert kind == HELLO
                 self._prepare(pickle.loads(body), fds)

@@ -109,6 +109,7 @@ class Forks:
         self.preload_error: str | None = None
         self.inherited = {*os.environ, *env}  # what the fork server, and so each worker, has unless told otherwise
         self.is_gone = False
+        self._loaded: set[str] = set()  # rooms of our own that it was told to load
         self._reader: Reader | None = None  # who reads its reports, once there is something to report
         self._processes: dict[int, ForkedProcess] = {}
         self._next_token = count().__next__
@@ -120,6 +121,13 @@ class Forks:
         if self._reader is None:
             self._reader = reader
             reader.register(self)
+
+    def load(self, rooms: Sequence[str]) -> None:
+        """Have it import rooms of distpool before it forks again. Told once of each; under the lock of the servers."""
+        new = [room for room in rooms if room not in self._loaded]
+        if new:
+            self._loaded.update(new)
+            self.server.load(new)
 
     def start(self, setup: dict[str, Any], streams: Sequence[int], how: How = "prefix") -> ForkedProcess:
         """Ask for one more worker; returns at once. ``streams``: its socket, then stdout and stderr if not to us."""
@@ -212,7 +220,12 @@ class _Servers:
         self._os_pid = os.getpid()
 
     def get(self, preload: tuple[str, ...], is_threaded: bool, reader: Reader | None = None) -> Forks:
-        """Return the fork server for such workers, starting it if there is none. With ``reader`` it can fork, too."""
+        """Return the fork server for such workers, starting it if there is none. With ``reader`` it can fork, too.
+
+        Rooms of distpool's own do nobody harm, so those who want some have no server of their own for that.
+        """
+        rooms = [name for name in preload if name.startswith("distpool.")]
+        preload = tuple(name for name in preload if name not in rooms)
         # Libraries decide on their threads when they are loaded: for preloaded ones that is in the fork server.
         unset = [name for name in cores.THREAD_VARIABLES if name not in os.environ]
         env = dict.fromkeys(unset, "1") if preload and not is_threaded else {}
@@ -223,6 +236,7 @@ class _Servers:
             forks = self._forks.get(key)
             if forks is None or forks.is_gone:
                 forks = self._forks[key] = Forks(preload, env)
+            forks.load(rooms)
             if reader is not None:
                 forks.attach(reader)
             return forks
