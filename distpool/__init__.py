@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from distpool.spawning import sync as sync
     from distpool.tallies import Usage as Usage
     from distpool.tallies import usage as usage
+    from distpool.turns import InTurn as InTurn
     from distpool.verbs import channel_from_id as channel_from_id
     from distpool.verbs import close as close
     from distpool.verbs import fetch as fetch
@@ -100,7 +101,6 @@ if TYPE_CHECKING:
     from distpool.verbs import remoteref_id as remoteref_id
     from distpool.verbs import take as take
     from distpool.verbs import wait as wait
-    from distpool.turns import InTurn as InTurn
     from distpool.waiting import Waiter as Waiter
 
 # Every public name and the room that has it.
