@@ -84,3 +84,15 @@ def test_without_drain_what_runs_is_lost(
     rmprocs(worker)
     with pytest.raises((ProcessExitedException, RemoteException)):
         future.fetch(timeout=20)
+
+
+@pytest.mark.parametrize("names", ["WorkerPool, addprocs", "addprocs, WorkerPool"])
+def test_workers_end_in_good_order_with_the_program(run_script: Callable[..., Any], names: str) -> None:
+    """Their exit handlers run, and what they print is shown, whichever room of ours was loaded first."""
+    text = f"""
+        import atexit
+        from distpool import {names}, remotecall_fetch
+        (pid,) = addprocs(1)
+        remotecall_fetch(lambda: atexit.register(print, "bye") and None, pid)
+    """
+    assert run_script(text) == (0, "      From worker 2:\tbye\n", "")
