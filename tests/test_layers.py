@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -200,6 +201,18 @@ def test_every_room_has_a_place() -> None:
     """A file that the table does not know is a room without a floor."""
     rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files()}
     assert rooms <= ORDER.keys(), f"no floor for {sorted(rooms - ORDER.keys())}: add it to FLOORS"
+
+
+def test_the_drawing_of_the_house_is_true() -> None:
+    """docs/design.md shows the floors; whoever reads the page first must not look for a room in vain."""
+    drawing = (ROOT / "docs" / "design.md").read_text().partition("## The house")[2].partition("\n| to find")[0]
+    rows = re.findall(r"^    (?:(\d)  .{14} | {18})(\w.*)$", drawing, re.MULTILINE)
+    drawn: list[list[str]] = []
+    for floor, rooms in rows:
+        if floor:
+            drawn.append([])
+        drawn[-1] += rooms.split()
+    assert drawn == [list(floor) for floor in reversed(FLOORS)]
 
 
 def test_every_folder_is_installed() -> None:
