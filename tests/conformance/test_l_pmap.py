@@ -51,7 +51,7 @@ def attempts(path: Path) -> list[str]:
 
 @pytest.mark.case("C168")
 @pytest.mark.parametrize("batch_size", [1, 2, "auto"])
-def test_all_combinations_of_options(workers: StartWorkers, batch_size: Any) -> None:
+def test_all_combinations_of_options(workers: StartWorkers, batch_size: Any, tmp_path: Path) -> None:
     """C168: all combinations of distributed, batch size, handler, retries and check give the values of the
     specification.
     """
@@ -61,6 +61,13 @@ def test_all_combinations_of_options(workers: StartWorkers, batch_size: Any) -> 
     def fails_on_even_pids(x: int) -> tuple[int, int]:
         if distpool.myid() % 2 == 0:
             raise RuntimeError("foobar")
+        return x, distpool.myid()
+
+    def when_all_work(x: int) -> tuple[int, int]:
+        """Begins when all have got something: of short tasks, a quick worker may do those of a slow one as well."""
+        (folder / str(distpool.myid())).touch()
+        while len(os.listdir(folder)) < 4 and distpool.myid() != 1:
+            time.sleep(0.001)
         return x, distpool.myid()
 
     def always_fails(x: int) -> tuple[int, int]:
@@ -75,8 +82,10 @@ def test_all_combinations_of_options(workers: StartWorkers, batch_size: Any) -> 
         if checks:
             options["retry_check"] = lambda attempt, error: str(error) == "foobar"
         case = (is_distributed, handles, retries, checks)
+        folder = tmp_path / str(case)
+        folder.mkdir()
         # A handler that returns makes retries needless; without one, retries find an odd worker.
-        f = always_fails if handles else fails_on_even_pids if retries else lambda x: (x, distpool.myid())
+        f = always_fails if handles else fails_on_even_pids if retries else when_all_work
         results = pmap(f, range(1, 101), **options)
         if handles:
             assert results == [("foobar", 0)] * 100, case
