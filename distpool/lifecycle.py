@@ -1,8 +1,9 @@
 """Being told when workers come and go: callbacks at four moments, and a small status for each worker.
 
 For libraries that set up every worker of a cluster, or want to know what one was doing when it died. From
-DistributedNext, the successor of Julia's Distributed. All of it on process 1. Errors: those of "starting" and
-"started" callbacks come out of ``addprocs`` (the workers stay), those of "exiting" and "exited" are logged.
+DistributedNext, the successor of Julia's Distributed. All of it on process 1, each callback in a thread of its own.
+Errors: those of "starting" and "started" callbacks come out of ``addprocs`` (the workers stay), those of "exiting" and
+"exited" are logged.
 """
 
 from __future__ import annotations
@@ -25,23 +26,45 @@ EXITING_SECONDS: Final = 10.0
 def add_worker_starting_callback(f: Callable[..., object], key: Hashable = None) -> Hashable:
     """Call ``f(manager, params)`` before each launch of workers. Returns the key, ``f`` itself unless given.
 
-    Raises TypeError when ``f`` cannot take two arguments, ValueError when the key is in use.
+    ``params`` are the options of ``addprocs``, which waits for ``f`` and raises what it raises. Raises TypeError when
+    ``f`` cannot take two arguments, ValueError when the key is in use. DistributedNext's.
     """
     return default_member().callbacks.add(STARTING, f, key)
 
 
 def add_worker_started_callback(f: Callable[..., object], key: Hashable = None) -> Hashable:
-    """Call ``f(pid)`` when a worker has joined, before ``addprocs`` returns. Otherwise as for "starting"."""
+    """Call ``f(pid)`` when a worker has joined. Returns the key, ``f`` itself unless given.
+
+    ``addprocs`` returns when it has ended, and raises what it raises; the workers stay. Raises TypeError when ``f``
+    cannot take one argument, ValueError when the key is in use. DistributedNext's.
+
+    >>> from distpool import addprocs, rmprocs
+    >>> joined = []
+    >>> key = add_worker_started_callback(joined.append, "example")
+    >>> pids = addprocs(1)
+    >>> joined == pids
+    True
+    >>> remove_worker_started_callback(key)
+    >>> _ = rmprocs(pids)
+    """
     return default_member().callbacks.add(STARTED, f, key)
 
 
 def add_worker_exiting_callback(f: Callable[..., object], key: Hashable = None) -> Hashable:
-    """Call ``f(pid)`` before a worker is removed by ``rmprocs``, which waits for it at most 10 s."""
+    """Call ``f(pid)`` before a worker is removed by ``rmprocs``, which waits for it at most 10 s.
+
+    What it raises is logged. Returns the key, ``f`` itself unless given. Raises TypeError when ``f`` cannot take one
+    argument, ValueError when the key is in use. DistributedNext's.
+    """
     return default_member().callbacks.add(EXITING, f, key)
 
 
 def add_worker_exited_callback(f: Callable[..., object], key: Hashable = None) -> Hashable:
-    """Call ``f(pid, state)`` when a worker is gone: state is "terminated" when it was asked to, else "exterminated"."""
+    """Call ``f(pid, state)`` when a worker is gone: state is "terminated" when it was asked to, else "exterminated".
+
+    Nobody waits for it, and what it raises is logged. Returns the key, ``f`` itself unless given. Raises TypeError when
+    ``f`` cannot take two arguments, ValueError when the key is in use. DistributedNext's.
+    """
     return default_member().callbacks.add(EXITED, f, key)
 
 
@@ -68,8 +91,13 @@ def remove_worker_exited_callback(key: Hashable) -> None:
 def setstatus(value: Any, key: Hashable, pid: int | None = None) -> None:
     """Keep one small value about a worker (default: this process) on process 1, under a key of your own.
 
-    Readable by ``getstatus`` from everywhere, also inside an "exited" callback; forgotten after it. Raises ValueError
-    or ProcessExitedException for a pid that is no process.
+    Readable by ``getstatus`` from everywhere, also inside an "exited" callback; forgotten after it. A worker's is sent
+    to process 1 before this returns. Raises ValueError for a pid that never was a process, ProcessExitedException for
+    one that is gone. DistributedNext's.
+
+    >>> setstatus("loading", "deed")
+    >>> getstatus("deed")
+    'loading'
     """
     member = default_member()
     pid = member.pid if pid is None else pid
@@ -82,7 +110,13 @@ def setstatus(value: Any, key: Hashable, pid: int | None = None) -> None:
 
 
 def getstatus(key: Hashable, pid: int | None = None) -> Any:
-    """Return what ``setstatus`` kept about a worker (default: this process); None when there is nothing."""
+    """Return what ``setstatus`` kept about a worker (default: this process); None when there is nothing.
+
+    A worker asks process 1. Raises ValueError for a pid that never was a process. DistributedNext's.
+
+    >>> getstatus("nothing of that name") is None
+    True
+    """
     member = default_member()
     pid = member.pid if pid is None else pid
     if member.pid != DRIVER:

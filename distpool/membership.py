@@ -43,7 +43,7 @@ _THIS_MACHINE: Final = ("127.0.0.1", "::1", "localhost")
 
 
 def myid() -> int:
-    """Return the id of this process; 1 before any ``addprocs``.
+    """Return the id of this process; 1 before any ``addprocs``. Never fails, asks nobody. Julia's ``myid``.
 
     >>> myid()
     1
@@ -54,7 +54,15 @@ def myid() -> int:
 def procs(pid: int | None = None) -> list[int]:
     """Return the ids of all processes, this one included, ascending; with ``pid`` those on the same machine as it.
 
-    Raises ValueError for a ``pid`` that never was a process, ProcessExitedException for one that is gone.
+    Without ``pid`` as this process knows it, at once; with it a worker asks process 1. Raises ValueError for a ``pid``
+    that never was a process, ProcessExitedException for one that is gone. Julia's ``procs``.
+
+    >>> pids = addprocs(2)
+    >>> procs() == [1, *pids] == procs(pids[0])
+    True
+    >>> _ = rmprocs(pids)
+    >>> procs()
+    [1]
     """
     member = default_member()
     if pid is None:
@@ -87,27 +95,49 @@ def _host(member: Member, pid: int) -> str:
 
 
 def workers() -> list[int]:
-    """Return the ids of all workers, ascending; ``[1]`` when there is none, so that work always has somewhere to go."""
+    """Return the ids of all workers, ascending; ``[1]`` when there is none, so that work always has somewhere to go.
+
+    As this process knows it, at once. Julia's ``workers``.
+
+    >>> workers()
+    [1]
+    """
     return default_member().cluster.workers()
 
 
 def nprocs() -> int:
-    """Return the number of processes, this one included."""
+    """Return the number of processes, this one included: of ``procs()``. Julia's ``nprocs``.
+
+    >>> nprocs()
+    1
+    """
     return len(procs())
 
 
 def nworkers() -> int:
-    """Return the number of workers; 1 when there is none."""
+    """Return the number of workers, of ``workers()``: so 1 when there is none. Julia's ``nworkers``.
+
+    >>> nworkers()
+    1
+    """
     return len(workers())
 
 
 def other_procs(pid: int | None = None) -> list[int]:
-    """Return ``procs(pid)`` without this process. From Julia's DistributedNext."""
+    """Return ``procs(pid)`` without this process; raises as that does. From Julia's DistributedNext.
+
+    >>> other_procs()
+    []
+    """
     return [each for each in procs(pid) if each != myid()]
 
 
 def other_workers() -> list[int]:
-    """Return the ids of all workers but this process; empty when there is none."""
+    """Return the ids of all workers but this process; empty when there is none. From Julia's DistributedNext.
+
+    >>> workers(), other_workers()
+    ([1], [])
+    """
     return [pid for pid in procs() if pid not in (DRIVER, myid())]
 
 
@@ -145,6 +175,12 @@ def addprocs(
     Raises RuntimeError on a worker, ValueError for a negative number or a bad option value, TypeError for an unknown
     option, CompositeException when some did not join: one LaunchWorkerError each, and ``.pids`` has those that did.
     Julia's ``addprocs``.
+
+    >>> pids = addprocs(2)
+    >>> len(pids), workers() == pids
+    (2, True)
+    >>> rmprocs(pids).pids == pids
+    True
     """
     member = default_member()
     _require_driver(member, "addprocs")
@@ -261,6 +297,10 @@ def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None, drain: boo
     0 returns at once with the removal going on. With ``drain=True`` the workers get nothing more and first finish what
     they have; without it what runs is lost. Removing process 1 only warns; a process that is gone is skipped; one
     that never was is a ValueError; RuntimeError on a worker. Julia's ``rmprocs``.
+
+    >>> removal = rmprocs(addprocs(1), waitfor=0)  # goes on
+    >>> removal.wait(60).pids == removal.pids
+    True
     """
     member = default_member()
     _require_driver(member, "rmprocs")

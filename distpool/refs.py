@@ -167,6 +167,7 @@ class Future(RemoteRef, Generic[T]):
 
     ``Future()`` is owned by this process, ``Future(pid)`` by another; nothing is sent and nothing can fail until it is
     used. The first successful ``fetch`` keeps the value here, so later ones are local and return the same object.
+    Every use raises ProcessExitedException when the owner is gone, RuntimeError after ``release``.
 
     >>> f = Future()
     >>> f.isready(), f.put("OK").fetch(), f.isready()

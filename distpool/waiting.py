@@ -46,7 +46,18 @@ class Deadline:
 
 
 class Waiter:
-    """One thread's wait for one event. Whoever brings the event calls ``complete``; ``Reader.wait`` does the rest."""
+    """One thread's wait for one event. Whoever brings the event calls ``complete``; ``Reader.wait`` does the rest.
+
+    For those who build on a pool: ``WorkerPool.wait_for`` waits with it.
+
+    >>> import threading
+    >>> from distpool import WorkerPool
+    >>> waiter = Waiter()
+    >>> with WorkerPool(processes=1) as pool:
+    ...     threading.Timer(0.01, waiter.complete).start()
+    ...     pool.wait_for(waiter, timeout=60)
+    True
+    """
 
     __slots__ = ("_lock", "done", "wakes")
 

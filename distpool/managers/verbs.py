@@ -30,12 +30,17 @@ def connect(manager: ClusterManager, pid: int, config: WorkerConfig) -> Any:
 
 
 def manage(manager: ClusterManager, pid: int, config: WorkerConfig, op: str) -> None:
-    """Tell a manager that a worker is to be or was made a member ("register"), has gone ("deregister", "finalize") or
-    shall be interrupted ("interrupt"): ``manager.manage``. Julia's ``manage``."""
+    """Tell a manager what becomes of a worker: ``manager.manage``. Julia's ``manage``.
+
+    ``op`` is "register" when it is made a member, "deregister" and then "finalize" when it has gone, "interrupt" when
+    what it does shall be interrupted. Runs here; raises what the manager raises.
+    """
     manager.manage(pid, config, op)
 
 
 def kill(manager: ClusterManager, pid: int, config: WorkerConfig) -> None:
-    """Have a manager do its part in the end of a worker: ``manager.kill``. To remove workers use ``rmprocs``, which
-    calls it. Julia's ``kill`` of a manager's worker."""
+    """Have a manager do its part in the end of a worker: ``manager.kill``. Julia's ``kill`` of a manager's worker.
+
+    To remove workers use ``rmprocs``, which calls it. Runs here; raises what the manager raises.
+    """
     manager.kill(pid, config)
