@@ -96,7 +96,7 @@ class Worker:
         if self._has_signals:
             signal.signal(signal.SIGINT, self._on_sigint)
             _enable_faulthandler()
-        self._driver = self._member.connect(DRIVER, stream)
+        self._member.connect(DRIVER, stream)
 
     # -- the main thread -----------------------------------------------------------------------------------------
 
