@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +17,35 @@ from support.leaks import eventually
 
 
 def interrupt_when(is_time: Callable[[], object]) -> threading.Thread:
-    """Sends SIGINT to this process as soon as `is_time()`: no sooner than its main thread is where it shall be hit."""
+    """Sends SIGINT to this process as soon as `is_time()` and its main thread is asleep: not on its way to where it
+    shall be hit. A signal between Python's last look for signals and the system call that waits is seen only after that
+    call, in any program; on a busy machine a thread may stand there for long.
+    """
 
     def interrupt() -> None:
         eventually(is_time)
+        eventually(_main_thread_sleeps)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt, name="interrupt", daemon=True)
     thread.start()
     return thread
+
+
+def _main_thread_sleeps() -> bool:
+    """Whether it does so now and a moment later: one that only waits for the interpreter goes on between."""
+    if not _sleeps_now():
+        return False
+    time.sleep(0.002)
+    return _sleeps_now()
+
+
+def _sleeps_now() -> bool:
+    try:
+        with open(f"/proc/self/task/{threading.main_thread().native_id}/stat", "rb") as stat:
+            return stat.read().rpartition(b") ")[2].startswith(b"S")
+    except FileNotFoundError:
+        return True  # another system, which does not tell
 
 
 class Aside:
