@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,15 +26,86 @@ from support.sshd import Sshd, start_sshd
 hypothesis.settings.register_profile("distpool", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("distpool")
 
+SLOW_WEIGHT = 50  # how many other tests take as long as one that is marked slow
+
 _reports = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 
-def pytest_configure() -> None:
+class Standing:
+    """How things stand after a test that has left nothing: the next one need not count again, which takes as long.
+
+    Forgotten when something that serves several tests comes or goes. A plugin of its own, because pytest asks no
+    conftest below its root about fixtures of the session.
+    """
+
+    def __init__(self) -> None:
+        self._last: leak_census.Census | None = None
+
+    def take(self) -> leak_census.Census:
+        """Return how things stand before a test."""
+        last, self._last = self._last, None
+        return last or leak_census.census()
+
+    def keep(self, census: leak_census.Census) -> None:
+        """Say how they stand after it."""
+        self._last = census
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        if fixturedef.scope != "function":
+            self._last = None
+
+    def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        if fixturedef.scope != "function":
+            self._last = None
+
+
+_standing = pytest.StashKey[Standing]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at what was asked for
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Has a whole run done by two processes, each with files of its own, for most tests wait most of their time.
+
+    Not where a part was asked for, or output, or a debugger, and not where `-n` says how many it shall be.
+    """
+    option = config.getoption
+    # Asked for, or there is no pytest-xdist here; or this is one of those two, which asks for none.
+    if option("numprocesses", 0) is not None or hasattr(config, "workerinput"):
+        return
+    marks = option("markexpr")
+    part = option("keyword") or option("lf", False) or (marks and not marks.startswith("not "))
+    shown = option("usepdb") or option("capture") == "no" or option("collectonly")
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not part and not shown:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+        config.option.loadscopereorder = False  # files keep the order they are given below
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Marks the run before anything is started by it; Ctrl-C works as at a terminal, wherever the run was started."""
+    if hasattr(config, "workerinput"):  # one of several processes: what the others start is not ours
+        os.environ.pop(leak_census.MARK, None)
     leak_census.mark_this_run()
+    config.stash[_standing] = Standing()
+    config.pluginmanager.register(config.stash[_standing])
     # A shell starts background jobs with SIGINT ignored, and Python keeps that: who waits for the interrupt hangs.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the files, those that take longest are begun first."""
+    if hasattr(config, "workerinput"):
+        weights = Counter[Path]()
+        for item in items:
+            weights[item.path] += SLOW_WEIGHT if item.get_closest_marker("slow") else 1
+        items.sort(key=lambda item: -weights[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections, of which tests and leak checks make thousands, leave out what lives to the end anyway."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,14 +126,16 @@ def _be_a_member() -> None:
 @pytest.fixture(autouse=True)
 def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a process, thread, descriptor or shared memory file behind (support/leaks.py)."""
-    before = leak_census.census()
+    standing = request.config.stash[_standing]
+    before = standing.take()
     yield
     report = request.node.stash.get(_reports, {}).get("call")
     if report is None or not report.passed:
         return
-    leaked = leak_census.leaked_since(before)
+    leaked, after = leak_census.settled_since(before)
     if leaked:
         pytest.fail("left behind:\n  " + "\n  ".join(leaked), pytrace=False)
+    standing.keep(after)
 
 
 @pytest.fixture

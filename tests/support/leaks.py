@@ -16,6 +16,7 @@ over; one that is still in a job counts. The standard library's resource tracker
 from __future__ import annotations
 
 import _thread
+import contextlib
 import gc
 import os
 import sys
@@ -133,21 +134,27 @@ def census() -> Census:
     return Census(processes, fork_servers, threads, readers, count, _descriptors(), _shared_memory())
 
 
-def leaked_since(before: Census, patience: float = 10) -> list[str]:
-    """What is left after garbage was collected and things that are just ending had `patience` seconds to end."""
-    leaked: list[str] = []
+def settled_since(before: Census, patience: float = 10) -> tuple[list[str], Census]:
+    """What is left, and how things stand, after a garbage collection and `patience` seconds for what is just ending."""
+    now = census()
+    leaked = now.leaked_since(before)
 
     def clean() -> bool:
-        leaked[:] = census().leaked_since(before)
+        nonlocal now
+        now = census()
+        leaked[:] = now.leaked_since(before)
         return not leaked
 
-    if not clean():
+    if leaked:
         gc.collect()  # sockets and files in reference cycles
-        try:
+        with contextlib.suppress(AssertionError):
             eventually(clean, patience)
-        except AssertionError:
-            return leaked
-    return []
+    return leaked, now
+
+
+def leaked_since(before: Census, patience: float = 10) -> list[str]:
+    """What is left after garbage was collected and things that are just ending had `patience` seconds to end."""
+    return settled_since(before, patience)[0]
 
 
 def _processes() -> tuple[dict[tuple[int, float], str], dict[tuple[int, float], str]]:
