@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from distpool.introductions import Way
-from distpool.light import Final, Protocol
-from distpool.managers.interface import ClusterManager, WorkerConfig
+from distpool.light import TYPE_CHECKING, Final, Protocol
 from distpool.peer import Peer
 from distpool.pickling import Parcel
+
+if TYPE_CHECKING:
+    from distpool.managers.interface import ClusterManager, WorkerConfig
 
 # This machine, as far as its loopback addresses reach.
 _HERE: Final = "localhost"

@@ -28,7 +28,6 @@ from distpool.errors import ProcessExitedException, remote_exception
 from distpool.guiding import Guidance
 from distpool.introductions import Introductions
 from distpool.light import TYPE_CHECKING, Any, Final, socket
-from distpool.managers.interface import ClusterManager, WorkerConfig
 from distpool.messages import DRIVER, RRID
 from distpool.peer import Peer, Reply
 from distpool.pickling import Parcel, load, load_exception
@@ -43,6 +42,7 @@ from distpool.visits import Visits
 from distpool.wire import Frame
 
 if TYPE_CHECKING:
+    from distpool.managers.interface import ClusterManager, WorkerConfig
     from distpool.relays import Relays
 
 Job = Callable[[], object]

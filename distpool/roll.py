@@ -22,13 +22,15 @@ from collections.abc import MutableMapping
 
 from distpool import messages as m
 from distpool.cluster import Cluster, Departure
-from distpool.light import Any, Final
-from distpool.managers.interface import ClusterManager, WorkerConfig
+from distpool.light import TYPE_CHECKING, Any, Final
 from distpool.messages import DRIVER
 from distpool.peer import Peer
 from distpool.pickling import dump, note_spread
 from distpool.threads import CallThreads
 from distpool.transport import Reader
+
+if TYPE_CHECKING:
+    from distpool.managers.interface import ClusterManager, WorkerConfig
 
 # How long a closed stream waits for the report of how its process ended. The report of a fork server comes within a
 # millisecond; a process that closed its stream and lives on is killed after this time.

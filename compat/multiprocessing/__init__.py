@@ -18,6 +18,7 @@ Rooms:
     callbacks   the one thread in which callbacks run
     children    the workers, as multiprocessing shows processes
     travel      how locks, pipes, shared memory and proxies get to workers
+    opening     the function Pool
     lent        semaphores that cannot be opened elsewhere, used through their owner
     worker      what a worker is told, and tells those who ask multiprocessing
 
@@ -47,6 +48,7 @@ _ROOMS = (
     "face",
     "failures",
     "lent",
+    "opening",
     "results",
     "streams",
     "travel",
@@ -57,7 +59,10 @@ _ROOMS = (
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r} before it is imported")
-    value = _face().lookup(name)
+    if name == "Pool":  # as the standard library has it, a function: the class is in the room ``pool``
+        from .opening import Pool as value
+    else:
+        value = _face().lookup(name)
     if not name.startswith("__"):
         globals()[name] = value  # the next time costs nothing
     return value

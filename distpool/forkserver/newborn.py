@@ -88,7 +88,7 @@ def _live(fds: Sequence[int], setup: dict[str, Any], page: object) -> int:
     for name, value in (setup.get("env") or {}).items():
         if value is None:
             os.environ.pop(name, None)
-        else:
+        elif os.environ.get(name) != value:  # most are as in the fork server, and setting one is slow
             os.environ[name] = value
     if (path := setup.get("path")) is not None:
         sys.path[:] = path
