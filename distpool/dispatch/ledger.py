@@ -184,7 +184,8 @@ class Ledger:
             window = job.window()
             for slot in self._slots.values():
                 load = slot.load
-                if not slot.is_held and load < window and slot.left > 0 and (best is None or load < best.load):
+                room = window if slot.lag is None else job.window(slot.lag)
+                if not slot.is_held and load < room and slot.left > 0 and (best is None or load < best.load):
                     best = slot
                     if not load:
                         break

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from distpool import messages as m
-from distpool.dispatch.slots import Shipment
+from distpool.dispatch.slots import UNKNOWN_LAG_SECONDS, Shipment
 from distpool.jobs import Job
 from distpool.light import Final
 from distpool.member import Member
@@ -34,9 +34,11 @@ class Limits:
         if timeout is None or shipment not in shipment.slot.in_flight or shipment.slot.peer is None:
             return
         started = shipment.started()
-        left = timeout if shipment.slot.page is not None else 0.0
+        left = timeout
         if started is not None and started[1]:
             left = started[1] + timeout - monotonic()
+        elif shipment.slot.page is None and shipment.slot.in_flight[0] is shipment:  # else it waits behind another
+            left = _begun(shipment) + timeout - monotonic()
         if left > 0:
             self.watch(shipment, left)
             return
@@ -65,6 +67,13 @@ class Limits:
             config.process.send_signal(9)
         elif peer is not None:  # somebody else has started it: what can be done from here is to work without it
             self._member.roll.give_up(peer, "it was stuck, and its connection was closed", was_asked=False)
+
+
+def _begun(shipment: Shipment) -> float:
+    """When the task that a worker without a page is in has begun, at the latest."""
+    slot = shipment.slot
+    lag = UNKNOWN_LAG_SECONDS if slot.lag is None else slot.lag
+    return max(shipment.heard, slot.heard) + lag
 
 
 def too_late(job: Job) -> TimeoutError:

@@ -5,6 +5,8 @@ Told by shipments, on the reading thread. Nothing is opened here that could run 
 
 from __future__ import annotations
 
+import time
+
 from distpool import messages as m
 from distpool.bundles import unbundle
 from distpool.dispatch.holding import Holding
@@ -24,6 +26,8 @@ from distpool.member import Member
 from distpool.pickling import load
 from distpool.tallies import tasks_done
 from distpool.wire import Frame
+
+monotonic = time.monotonic
 
 
 class Results:
@@ -52,6 +56,11 @@ class Results:
         job, start, count = shipment.job, shipment.done, frame.whence
         is_last = bool(frame.flags & m.FLAG_LAST)
         if count:
+            if not start:
+                shipment.slot.measure(shipment, frame.ref / 1e9)
+            shipment.slot.heard = monotonic()
+            if shipment.slot.lag is not None:
+                job.result_bytes = (len(frame.body) + sum(buffer.nbytes for buffer in frame.buffers if buffer)) / count
             job.learn(count, frame.ref / 1e9)
             tasks_done(count, frame.ref / 1e9)
         is_retired = self._ledger.progress(shipment, count, is_last)

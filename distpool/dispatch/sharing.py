@@ -120,7 +120,7 @@ def _worth_taking(candidates: Iterable[Shipment], idle: int) -> list[tuple[Shipm
     for shipment in candidates:
         waiting = shipment.waiting
         work = waiting * (shipment.job.cost or 0.0)
-        is_silent = now - shipment.heard > SILENCE_SECONDS
+        is_silent = now - shipment.heard > SILENCE_SECONDS + (shipment.slot.lag or 0.0)
         if is_silent:
             chosen.append((work + 1.0, shipment, 0))  # stuck in a long task: it keeps nothing
         elif work > WORTH_SECONDS:

@@ -12,17 +12,22 @@ from collections import deque
 
 from distpool.envelopes import PAGE_ENVELOPE, PAGE_NOTES, PAGE_SINCE, PAGE_STARTED
 from distpool.jobs import Job, Run
-from distpool.light import Protocol
+from distpool.light import Final, Protocol
 from distpool.peer import Peer
 from distpool.wire import Frame
 
 monotonic = time.monotonic
 
+# The way to a worker on another machine takes no longer; what is measured beyond that is something else. Arbitrary.
+MOST_LAG_SECONDS: Final = 1.0
+# What a time limit allows for the way there and back as long as nobody knows it: to the other side of the world.
+UNKNOWN_LAG_SECONDS: Final = 0.25
+
 
 class Slot:
     """One worker, as dispatch sees it."""
 
-    __slots__ = ("in_flight", "is_held", "left", "page", "peer", "pid", "reserved")
+    __slots__ = ("heard", "in_flight", "is_held", "lag", "left", "page", "peer", "pid", "reserved")
 
     def __init__(self, pid: int, peer: Peer | None, page: memoryview | None, left: float = math.inf) -> None:
         self.pid = pid
@@ -32,11 +37,24 @@ class Slot:
         self.reserved = 0  # envelopes that are being packed for it
         self.is_held = False  # somebody took it out of the pool, and will put it back
         self.left = left  # tasks that it may still be sent before it is replaced
+        # Seconds for the way there and back, as measured lately; only of workers without a page, which may be far away.
+        self.lag: float | None = None
+        self.heard = 0.0  # when the last result came from it
 
     @property
     def load(self) -> int:
         """Envelopes it has, or is about to get."""
         return len(self.in_flight) + self.reserved
+
+    def measure(self, shipment: Shipment, seconds: float) -> None:
+        """The first results of an envelope have come, of tasks that took so long. On the reading thread."""
+        if self.page is not None or self.peer is None or shipment.job.cost is None:  # the first may have loaded much
+            return
+        lag = min(max(0.0, monotonic() - shipment.heard - seconds), MOST_LAG_SECONDS)
+        if self.lag is None or lag < self.lag:  # if others were before it, it is less than that
+            self.lag = lag
+        elif shipment.is_alone:
+            self.lag += (lag - self.lag) / 8
 
 
 class Receiver(Protocol):
@@ -56,6 +74,7 @@ class Shipment:
         "count",
         "done",
         "heard",
+        "is_alone",
         "is_dropped",
         "is_recalled",
         "job",
@@ -74,7 +93,8 @@ class Shipment:
         self.request = 0
         self.count = len(run.items)  # less after a part was taken back
         self.done = 0
-        self.heard = monotonic()  # when the last result came
+        self.heard = monotonic()  # when the last result came, or it was sent
+        self.is_alone = not slot.in_flight  # its worker had nothing else to do when it was sent
         self.is_recalled = False  # a part is being taken back
         self.is_dropped = False  # nobody wants its results
         self.late: int | None = None  # the task whose time was up

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from math import ceil
 
 from distpool.bundles import bundle
 from distpool.envelopes import ONE
@@ -24,6 +25,13 @@ ENVELOPE_BYTES: Final = 8 << 20  # and no larger than this, so that memory stays
 GROWTH: Final = 4  # envelopes grow from one task by at most this factor, as results tell how long tasks take
 # Tasks at least this long are sent one at a time and not ahead: waiting for the next costs a worker less than 1 %.
 LONG_SECONDS: Final = 0.02
+# A worker to which the way is long has more envelopes at a time, so that it is busy for that long: so many at most, and
+# so many bytes in them and their results, for what is sent next stands behind them. Arbitrary.
+FAR_SECONDS: Final = 0.002
+FAR_ENVELOPES: Final = 64
+FAR_BYTES: Final = 2 << 20
+# And only if waiting for the next one would cost it more than this share of its time.
+FAR_SHARE: Final = 0.02
 
 next_number = count(1).__next__
 
@@ -66,6 +74,7 @@ class Job:
         self.size = batch_size or 1  # tasks in the next envelope
         self.cost: float | None = None  # seconds for one task, as measured lately
         self.item_bytes = 0.0  # of one packed task
+        self.result_bytes = 0.0  # of one result, if it came from far away
         self.returned: deque[Run] = deque()  # to be sent again, before new input
         self.is_stopped = False  # nothing more shall be sent
         self.is_listed = False  # dispatch knows it; written under dispatch's lock
@@ -97,11 +106,19 @@ class Job:
                 fitting = min(fitting, int(ENVELOPE_BYTES / self.item_bytes))
             self.size = max(1, min(fitting, self.size * GROWTH))
 
-    def window(self) -> int:
-        """Return how many envelopes a worker may have at a time: one to run, one to go on with if tasks are short."""
-        if self.cost is None or self.cost * self.size >= LONG_SECONDS:
+    def window(self, lag: float = 0.0) -> int:
+        """Return how many envelopes a worker may have at a time: one to run, one to go on with if tasks are short.
+
+        More if the way there and back takes ``lag`` seconds: as much as it can do meanwhile.
+        """
+        if self.cost is None:
             return 1
-        return 2
+        seconds = self.cost * self.size
+        few = 1 if seconds >= LONG_SECONDS else 2
+        if lag < FAR_SECONDS or lag < FAR_SHARE * seconds:
+            return few
+        most = min(FAR_ENVELOPES, int(FAR_BYTES / ((self.item_bytes + self.result_bytes) * self.size + 1)))
+        return max(few, min(most, few + ceil(lag / max(seconds, FAR_SECONDS / FAR_ENVELOPES))))
 
     def put_back(self, run: Run) -> None:
         """Tasks have come back from a worker that has not run them, or shall be tried again."""

@@ -12,7 +12,7 @@ from itertools import count
 from distpool.bundles import bundle
 from distpool.envelopes import CALL
 from distpool.futures import Promise
-from distpool.jobs.job import Job, Run
+from distpool.jobs.job import FAR_SECONDS, Job, Run
 from distpool.light import Any, Final
 from distpool.pickling import Parcel
 
@@ -31,12 +31,14 @@ class CallJob(Job):
         self.waiting: deque[tuple[Parcel, Promise]] = deque()
         self._next_first = count().__next__
 
-    def window(self) -> int:
+    def window(self, lag: float = 0.0) -> int:
         """As for every job; but a busy worker gets no second envelope before there is enough to fill half of one.
 
-        A caller that submits in a loop would else send thousands of messages with one call in each.
+        A caller that submits in a loop would else send thousands of messages with one call in each. To one that is far
+        away that is better than to have it wait.
         """
-        return super().window() if len(self.waiting) * 2 >= min(self.size, FEW_CALLS) else 1
+        is_far = lag >= FAR_SECONDS
+        return super().window(lag) if is_far or len(self.waiting) * 2 >= min(self.size, FEW_CALLS) else 1
 
     @property
     def is_hungry(self) -> bool:
