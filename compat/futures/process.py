@@ -14,7 +14,7 @@ from functools import partial
 
 import distpool
 
-from ..multiprocessing import travel
+from ..multiprocessing import carried, travel
 from ..multiprocessing.births import Births
 from ..multiprocessing.worker import PRELOAD, begin
 from ..unpicklable import unexplained
@@ -249,6 +249,7 @@ def _check(max_workers: Any, mp_context: Any, initializer: Any, max_tasks_per_ch
 
 def _start(**options: Any) -> distpool.WorkerPool:
     """Start the workers of an executor's own, when its first call comes."""
-    distpool.WorkerPool.prepare(PRELOAD)  # it boots while the rest is imported
+    preload = carried.preload(PRELOAD)
+    distpool.WorkerPool.prepare(preload)  # it boots while the rest is imported
     travel.register()  # locks, queues, proxies may be in initargs and arguments
-    return distpool.WorkerPool(preload=PRELOAD, wait=False, **options)
+    return distpool.WorkerPool(preload=preload, logging=carried.is_logging(), wait=False, **options)

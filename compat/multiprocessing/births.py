@@ -13,6 +13,7 @@ from multiprocessing import process
 
 import distpool
 
+from . import carried
 from .children import PoolWorker
 from .worker import Role, become, worker_name
 
@@ -31,7 +32,7 @@ class Births:
     def __init__(self, context: Any, kind: str) -> None:
         me = process.current_process()
         method = context.get_start_method()
-        self._role = Role(method, bytes(me.authkey), me.name, os.getpid(), tuple(me._identity), kind)
+        self._role = Role(method, bytes(me.authkey), me.name, os.getpid(), tuple(me._identity), kind, carried.current())
         self._numbers: dict[int, int] = {}  # by pid; counted with all processes of this one
         self._shown: dict[int, PoolWorker] = {}  # by pid
 

@@ -22,7 +22,7 @@ from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE, ThreadPool
 
 import distpool
 
-from . import children, travel
+from . import carried, children, travel
 from .births import Births
 from .context import default
 from .failures import failure_of
@@ -73,7 +73,7 @@ class Pool(standard.Pool):
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        distpool.WorkerPool.prepare(PRELOAD)  # it boots while the rest is imported
+        distpool.WorkerPool.prepare(carried.preload(PRELOAD))  # it boots while the rest is imported
         travel.register()
         self._ctx = context or default.get_context()
         self._processes = distpool.usable_cores() if processes is None else processes
@@ -84,7 +84,8 @@ class Pool(standard.Pool):
             initializer=begin,
             initargs=(self._births, initializer, self._kept),
             max_tasks_per_child=maxtasksperchild,
-            preload=PRELOAD,
+            preload=carried.preload(PRELOAD),
+            logging=carried.is_logging(),
             wait=False,
         )
         self._callbacks = self._native.in_turn()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
+    from .carried import Carried
+
 # What the workers of the drop-ins have loaded when they start.
 PRELOAD = (__name__,)
 
@@ -34,6 +36,7 @@ class Role:
         parent_pid: int,
         parent_identity: tuple[int, ...],
         kind: str,
+        carried: Carried | None,
     ) -> None:
         self.start_method = start_method  # as the context of the pool says it; names and get_start_method() follow it
         self.authkey = authkey
@@ -41,6 +44,7 @@ class Role:
         self.parent_pid = parent_pid
         self.parent_identity = parent_identity
         self.kind = kind  # "PoolWorker", or "Process" in an executor: part of the name
+        self.carried = carried  # what the driver has set for itself, if anything
 
 
 def worker_name(start_method: str, identity: Sequence[int], kind: str) -> str:
@@ -59,6 +63,7 @@ def become(role: Role, number: int) -> None:
             "multiprocessing.context": lambda module: _take_method(module, role),
             "multiprocessing.resource_tracker": travel.share_tracker,
             "logging": _name_processes,
+            **({} if role.carried is None else role.carried.take()),
         }
     )
     watcher.begin()

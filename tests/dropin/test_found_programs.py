@@ -101,3 +101,70 @@ def test_nested():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_inner.py"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 0, finished.stdout
+
+
+@pytest.mark.parametrize("door", ["multiprocessing", "futures"])
+def test_what_a_script_has_set(run_script: Any, door: str) -> None:
+    """Filters of warnings, the limit of recursion and handlers of log records hold for workers, as in forked ones."""
+    text = """
+    import logging, sys, warnings
+    from distpool.compat.futures import ProcessPoolExecutor
+    from distpool.compat.multiprocessing import Pool
+
+    warnings.filterwarnings("ignore", message="care.*", category=UserWarning)
+    warnings.filterwarnings("error", category=RuntimeWarning, module=".*")
+    sys.setrecursionlimit(4000)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(processName)s %(message)s", stream=sys.stdout)
+
+    def deep(n):
+        return 0 if n == 0 else 1 + deep(n - 1)
+
+    def work(n):
+        logging.info("task %d", n)
+        warnings.warn("Careful")
+        try:
+            warnings.warn("slow", RuntimeWarning)
+        except RuntimeWarning:
+            return deep(n)
+
+    make = {"multiprocessing": Pool, "futures": ProcessPoolExecutor}[sys.argv[1]]
+    with make(1) as pool:
+        results = list(pool.map(work, [3000]))
+    print(results)
+    """
+    name = {"multiprocessing": "ForkPoolWorker-1", "futures": "ForkProcess-1"}[door]
+    assert run_script(text, door) == (0, f"INFO {name} task 3000\n[3000]\n", "")
+
+
+def test_warnings_of_packages(run_script: Any) -> None:
+    """A filter for warnings of a package is there when a worker imports that, and does not import it before."""
+    text = """
+    import sys, warnings
+    import numpy
+    from distpool.compat.multiprocessing import Pool
+
+    warnings.simplefilter("error", numpy.exceptions.RankWarning)
+
+    def work(_):
+        try:
+            warnings.warn("rank", numpy.exceptions.RankWarning)
+        except numpy.exceptions.RankWarning:
+            return "raised"
+
+    with Pool(1) as pool:
+        print(pool.apply(eval, ("'numpy' in __import__('sys').modules",)), pool.apply(work, (0,)))
+    """
+    assert run_script(text) == (0, "False raised\n", "")
+
+
+def test_modules_that_a_fork_server_shall_load(run_script: Any) -> None:
+    """``set_forkserver_preload`` holds here as well; a module that is not there is passed over, as ever."""
+    text = """
+    import multiprocessing, sys
+    multiprocessing.set_forkserver_preload(["no_such_module", "decimal"])
+    from distpool.compat.multiprocessing import Pool
+
+    with Pool(1) as pool:
+        print(pool.apply(eval, ("'decimal' in __import__('sys').modules",)))
+    """
+    assert run_script(text) == (0, "True\n", "")
