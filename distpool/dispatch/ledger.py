@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from distpool.dispatch.slots import Shipment, Slot
 from distpool.envelopes import CALL
@@ -29,7 +30,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._slots: dict[int, Slot] = {}  # by pid; the first idle one gets the next envelope
         self._lost: set[int] = set()  # died with work in flight, and the pool has not removed them yet
-        self._jobs: deque[Job] = deque()
+        self._jobs: OrderedDict[Job, None] = OrderedDict()  # may be thousands: each step takes some of them only
         self._takers: deque[Waiter] = deque()  # threads that wait for an idle worker
         self._drainers: list[Waiter] = []  # threads that wait for the end of all work
 
@@ -143,20 +144,21 @@ class Ledger:
         with self._lock:
             if not job.is_listed:
                 job.is_listed = True
-                self._jobs.append(job)
+                self._jobs[job] = None
 
     def strike(self, job: Job) -> None:
         """Take a job off the list."""
         with self._lock:
             if job.is_listed:
                 job.is_listed = False
-                self._jobs.remove(job)
+                del self._jobs[job]
 
-    def hungry_jobs(self) -> list[Job]:
-        """The jobs that have tasks; each time another one is first."""
+    def hungry_jobs(self, most: int | None = None) -> list[Job]:
+        """Jobs that have tasks, so many at most; each time another one is first."""
         with self._lock:
-            jobs = [job for job in self._jobs if job.is_hungry]
-            self._jobs.rotate(-1)
+            jobs = list(islice((job for job in self._jobs if job.is_hungry), most))
+            if len(self._jobs) > 1:
+                self._jobs.move_to_end(next(iter(self._jobs)))
             return jobs
 
     def unfinished_jobs(self) -> list[Job]:

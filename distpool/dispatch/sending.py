@@ -51,11 +51,12 @@ class Sending:
         self._turnover = turnover
         self._results = Results(ledger, sharing, holding, listing, judging, turnover, member)
         self._here = Here(ledger, holding, judging)
+        self._giving_way: dict[int, bool] = {}  # threads that are in _give_way, and whether to go round once more
 
     def pump(self, job: Job) -> None:
         """Send the job's tasks to workers that have room, until there is no room or no task. Runs user code."""
         was_in_vain = False
-        while job.is_hungry:
+        while job.is_ready:
             slot, size = self._ledger.reserve(job, job.next_size(max(1, len(self._ledger))))
             if slot is None:
                 break
@@ -70,10 +71,24 @@ class Sending:
             if run is None:
                 break
         if was_in_vain:
-            self._holding.capacity_came()  # others may have found no room while a worker was reserved for nothing
+            self._give_way()
         if not job.is_hungry:
             self._listing.end_if_passed(job)
             self._sharing.balance()
+
+    def _give_way(self) -> None:
+        """Feed others: they may have found no room while a worker was reserved for nothing."""
+        ident = threading.get_ident()
+        if ident in self._giving_way:  # one of those others, likewise in vain: a thousand of them must not be nested
+            self._giving_way[ident] = True
+            return
+        self._giving_way[ident] = True
+        try:
+            while self._giving_way[ident]:
+                self._giving_way[ident] = False
+                self._holding.capacity_came()
+        finally:
+            del self._giving_way[ident]
 
     def _ship(self, job: Job, slot: Slot, run: Run, size: int) -> bool:
         """Send a run; False when it cannot be pickled."""

@@ -20,6 +20,9 @@ monotonic = time.monotonic
 
 # An envelope that has been silent for so long is stuck in a task that takes longer than expected.
 SILENCE_SECONDS: Final = 0.005
+# Jobs that are told that there is room; all others are, too, if a worker has nothing to do after that. There may be
+# thousands, with a call each: those are the single calls of functions that mention large globals. Arbitrary.
+FEW_JOBS: Final = 16
 # Taking back less work than this costs more than it brings.
 WORTH_SECONDS: Final = 0.001
 
@@ -36,11 +39,14 @@ class Sharing:
 
     def feed(self) -> None:
         """There is room at some worker: tell the jobs that have tasks."""
-        jobs = self._ledger.hungry_jobs()
+        jobs = self._ledger.hungry_jobs(FEW_JOBS)
         for job in jobs:
             job.demand()
         if not jobs:
             self.balance()
+        elif len(jobs) == FEW_JOBS and self._ledger.is_idle():  # those were not enough
+            for job in self._ledger.hungry_jobs():
+                job.demand()
 
     def balance(self) -> None:
         """Perhaps a worker is idle and no job has more: take from another one what it has not started."""

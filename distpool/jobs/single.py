@@ -79,7 +79,10 @@ class CallJob(Job):
 
     def pack(self, run: Run, to: int = 0) -> tuple[Parcel, bool]:
         """Put the parcels together."""
-        return bundle([(True, parcel) for parcel, _ in run.items], note=CALL), True
+        parcel = bundle([(True, parcel) for parcel, _ in run.items], note=CALL)
+        if self.function.globals:  # other functions may mention them, too, and have sent other values since
+            parcel.globals = {**self.function.globals, **(parcel.globals or {})}
+        return parcel, True
 
     def unwanted(self, run: Run) -> list[int]:
         """Those that were cancelled, with ``running=True``."""

@@ -40,6 +40,8 @@ T = TypeVar("T")
 # Callables that a pool keeps at its workers, beside those in use; the least lately used goes first. Arbitrary: enough
 # for a program's own functions, and a bound for one that makes a new lambda for each call.
 KEPT_FUNCTIONS: Final = 64
+# Globals that a kept callable mentions, pickled: it is sent anew with each call if they are larger. Arbitrary.
+KEPT_BYTES: Final = 64 << 10
 
 _NOT_GIVEN: Any = object()
 
@@ -333,6 +335,7 @@ class WorkerPool(Promising):
         buffer_size: int | None,
         options: dict[str, Any],
         star: bool = False,
+        aside: bool = False,
     ) -> StreamJob:
         return jobs.StreamJob(
             f,
@@ -343,6 +346,7 @@ class WorkerPool(Promising):
             keeps=self,
             schedule=self._dispatch.schedule,
             star=star,
+            aside=self._member.threads.run if aside else None,
             **self._function(f),
             **map_options(**options),
         )
@@ -367,15 +371,16 @@ class WorkerPool(Promising):
         function: Parcel | None = None
         if not pickling.goes_by_name(f):
             function = pickling.dump(f)
-            if function.globals or function.buffers:  # what it mentions may change: it is sent anew each time
+            if not _may_be_kept(function):
                 return self._new_call_job(f, function, is_passing=True)
             key = function.body
         with self._functions_lock:
-            job = self._functions.get(key)
-            if job is not None:
-                return job
+            old = self._functions.get(key)
+            if old is not None and (function is None or _has_same_globals(old.function, function)):
+                return old
             job = self._functions[key] = self._new_call_job(f, function, is_passing=False)
-            old = self._functions.popitem(last=False)[1] if len(self._functions) > KEPT_FUNCTIONS else None
+            if old is None and len(self._functions) > KEPT_FUNCTIONS:
+                old = self._functions.popitem(last=False)[1]
         if old is not None:
             self._dispatch.pass_on(old)
         return job
@@ -457,6 +462,22 @@ class WorkerPool(Promising):
         from distpool.pools.handles import handle_of, register  # few pools travel
 
         return handle_of, (self._member.pid, register(self))
+
+
+def _may_be_kept(function: Parcel) -> bool:
+    """Whether a callable's parcel is small, and stays what it is: arrays in it are the user's, who may change them."""
+    shipped = (function.globals or {}).values()
+    if function.buffers or function.refs or any(each.buffers for each in shipped):
+        return False
+    return sum(len(each.body) for each in shipped) <= KEPT_BYTES
+
+
+def _has_same_globals(before: Parcel, now: Parcel) -> bool:
+    """Whether what a callable mentions is bound to the same objects as before, and they have the same contents."""
+    old, new = before.globals or {}, now.globals or {}
+    return old.keys() == new.keys() and all(
+        each.value is new[name].value and each.body == new[name].body for name, each in old.items()
+    )
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
