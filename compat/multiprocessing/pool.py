@@ -257,6 +257,7 @@ class Pool(standard.Pool):
             raise TypeError("buffersize must be an integer or None")
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
+        may_wait = not hasattr(iterable, "__len__")  # for what comes of the results
         if chunksize is not None and chunksize > 1:
             iterable = _whole_chunks(iter(iterable), chunksize)
         try:
@@ -265,6 +266,7 @@ class Pool(standard.Pool):
                 iterable,
                 ordered=ordered,
                 buffersize="auto" if buffersize is None else buffersize * (chunksize or 1),
+                aside=may_wait,
                 batch_size=batch_size,
             )
         except TypeError as error:

@@ -15,6 +15,7 @@ from operator import length_hint
 
 from distpool.envelopes import ONE, STAR
 from distpool.futures import Outcome
+from distpool.jobs.feed import Feed
 from distpool.jobs.job import Job, Run
 from distpool.light import Any, Final
 from distpool.transport import Waiter
@@ -76,8 +77,7 @@ class InputJob(Job):
                 return None
             items: list[Any] = []
             try:
-                items.extend(islice(self._input, size))  # keeps what came before an error
-                ended = len(items) < size
+                ended = self._read(items, size)
             except BaseException as error:  # the user's iterator: raised by whoever waits for the results
                 self.input_error = error
                 ended = True
@@ -87,6 +87,11 @@ class InputJob(Job):
         if ended:
             self.waiter.complete()
         return Run(first, items) if items else None
+
+    def _read(self, items: list[Any], size: int) -> bool:
+        """Append up to ``size`` tasks; return whether the input has ended."""
+        items.extend(islice(self._input, size))  # keeps what came before an error
+        return len(items) < size
 
     def stop_reading(self, error: BaseException) -> None:
         """As if the input had failed with this error."""
@@ -215,9 +220,12 @@ class StreamJob(InputJob):
         workers: int,
         schedule: Callable[[StreamJob], None],
         keeps: object = None,
+        aside: Callable[[Callable[[], object]], object] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(f, iterables, **options)
+        # What reads the input in a thread of its own, started by ``aside``; None: whoever pumps reads it.
+        self._feed = None if aside is None else Feed(self._input, self._room, self.demand, aside)
         self._is_ordered = is_ordered
         self._buffer_size = buffer_size
         self._workers = max(1, workers)
@@ -246,6 +254,25 @@ class StreamJob(InputJob):
         """True while something is to be sent, and there is room for its result."""
         return not self.is_stopped and (bool(self.returned) or (not self.exhausted and self._room() > 0))
 
+    @property
+    def is_ready(self) -> bool:
+        """True while something can be sent without waiting for the input."""
+        return self.is_hungry and (self._feed is None or bool(self.returned) or self._feed.has_come)
+
+    def _read(self, items: list[Any], size: int) -> bool:
+        """Append up to ``size`` tasks, as far as they have come; return whether the input has ended."""
+        return super()._read(items, size) if self._feed is None else self._feed.take(items, size)
+
+    def _may_read_on(self) -> None:
+        if self._feed is not None:
+            self._feed.look()
+
+    def release(self) -> None:
+        """Give up what the job holds beside its results."""
+        super().release()
+        if self._feed is not None:
+            self._feed.stop()
+
     def keep(self, first: int, results: list[Any]) -> bool:
         """Store results; the consumer looks when its next one is there."""
         if self.is_forsaken:
@@ -265,12 +292,14 @@ class StreamJob(InputJob):
         if not self._taking:
             self._taking.extend(self._next_results())
         self.consumed += 1
+        self._may_read_on()
         return self._taking.popleft()
 
     def take_several(self) -> list[Any]:
         """Return the results that came together next, all of them Outcomes or none; IndexError when none is there."""
         results = self._next_results()
         self.consumed += len(results)
+        self._may_read_on()
         return results
 
     def take_together(self) -> list[Any]:
@@ -299,10 +328,11 @@ class StreamJob(InputJob):
     def hurry(self) -> None:
         """Read ahead of the consumer without a limit from now on."""
         self._buffer_size = sys.maxsize
+        self._may_read_on()
 
     def forsake(self) -> None:
         """Nobody will take results any more; the tasks are wanted all the same."""
         with self._lock:
             self.is_forsaken = True
             self._ready.clear()
-        self._buffer_size = sys.maxsize
+        self.hurry()

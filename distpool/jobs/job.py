@@ -135,6 +135,11 @@ class Job:
         """True when there may be tasks to send."""
         raise NotImplementedError
 
+    @property
+    def is_ready(self) -> bool:
+        """True when tasks can be had now; a hungry job may have to wait for its input."""
+        return self.is_hungry
+
     def next_size(self, workers: int) -> int:
         """Return how many tasks the next envelope should have."""
         return self.size

@@ -189,17 +189,21 @@ class Promising(AbstractWorkerPool):
         star: bool = False,
         ordered: bool = True,
         buffersize: int | str | None = None,
+        aside: bool = False,
         **options: Any,
     ) -> ResultStream:
         """Begin ``map(f, *iterables)`` now; the results are taken from what is returned, in input order if ``ordered``.
 
         At most ``buffersize`` tasks are read ahead of who takes results (None: all, as fast as workers want them;
         "auto": a few envelopes for each worker). The input is read in this thread, in those that take results, and in
-        call threads. With ``star`` each item is a tuple of arguments. Options as for ``map``.
+        call threads; ``aside``: in a thread for nothing else, so that it may wait for whatever the results bring about.
+        With ``star`` each item is a tuple of arguments. Options as for ``map``.
         """
         self._check_open()
         ahead = sys.maxsize if buffersize is None else None if isinstance(buffersize, str) else buffersize
-        return ResultStream(self._dispatch, self._member, self._stream_job(f, iterables, ordered, ahead, options, star))
+        return ResultStream(
+            self._dispatch, self._member, self._stream_job(f, iterables, ordered, ahead, options, star, aside)
+        )
 
     def map_into(
         self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], /, *, star: bool = False, **options: Any
