@@ -1,7 +1,7 @@
 """What a program has set for itself and its workers go by as well: the limit of recursion, warnings, logging.
 
 Forked workers have these from their parent, others from running the script again; ours do neither. The driver looks
-when it makes a pool; workers ``take`` it when they start, and load this only if there is something. Owns nothing.
+when it makes a pool; workers ``take`` it when they start. Owns nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
+if TYPE_CHECKING:
+    from typing import Any
 
 # Action, pattern of the message, module and name of the category, pattern of the module, line.
 Filter = tuple[str, str, str, str, str, int]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 import distpool
 
+from .carried import preload
 from .worker import PRELOAD
 
 TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
@@ -49,7 +50,7 @@ class _Factories(standard.BaseContext):
         maxtasksperchild: int | None = None,
     ) -> Pool:
         """Return a pool of ours."""
-        distpool.WorkerPool.prepare(PRELOAD)  # it boots while the rest is imported
+        distpool.WorkerPool.prepare(preload(PRELOAD))  # it boots while the rest is imported
         from .pool import Pool
 
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import distpool
 
+from .carried import preload
 from .worker import PRELOAD
 
 TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
@@ -26,7 +27,7 @@ def Pool(
     maxtasksperchild: int | None = None,
 ) -> pool.Pool:
     """Return a pool of ours; arguments are those of the class."""
-    distpool.WorkerPool.prepare(PRELOAD)
+    distpool.WorkerPool.prepare(preload(PRELOAD))
     from .context import default
 
     return default.Pool(processes, initializer, initargs, maxtasksperchild)

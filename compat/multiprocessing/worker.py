@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .carried import Carried
 
 # What the workers of the drop-ins have loaded when they start.
-PRELOAD = (__name__,)
+PRELOAD = (__name__, f"{__package__}.carried")
 
 
 class Role:

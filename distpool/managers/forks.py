@@ -122,6 +122,11 @@ class Forks:
             self._reader = reader
             reader.register(self)
 
+    def look(self) -> None:
+        """Notice that it has ended, if there is nobody yet who reads its reports."""
+        if self._reader is None and not self.is_gone:
+            self.on_readable()
+
     def load(self, rooms: Sequence[str]) -> None:
         """Have it import rooms of distpool before it forks again. Told once of each; under the lock of the servers."""
         new = [room for room in rooms if room not in self._loaded]
@@ -234,6 +239,8 @@ class _Servers:
             if self._os_pid != os.getpid():  # a forked copy of the process must not use its parent's
                 self._forks, self._os_pid = {}, os.getpid()
             forks = self._forks.get(key)
+            if forks is not None:
+                forks.look()
             if forks is None or forks.is_gone:
                 forks = self._forks[key] = Forks(preload, env)
             forks.load(rooms)

@@ -144,8 +144,8 @@ class WorkerPool(Promising):
         """Have the process booted that forks local workers, in the background; the first pool comes sooner then.
 
         Of use to programs that know that they will have a pool and do something else first, such as imports. It is the
-        process that all pools with the same ``preload`` have in common; it ends with the program. Returns at once,
-        harmless to repeat.
+        process that all pools with the same ``preload`` have in common; it ends with the program. Not for the top of
+        modules that workers import: each would boot one of its own. Returns at once, harmless to repeat.
 
         >>> WorkerPool.prepare()
         """
