@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from distpool import Outcome, ProcessExitedException, Waiter, WorkerPool
+from support import dropins
 from support.leaks import eventually
 
 
@@ -60,10 +61,6 @@ def wait_for(path: str) -> bool:
     while not Path(path).exists():
         time.sleep(0.005)
     return True
-
-
-def is_main_thread(_: object) -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def test_a_map_for_a_promise(pool: WorkerPool) -> None:
@@ -204,4 +201,4 @@ def test_tasks_after_an_initializer_run_in_the_main_thread() -> None:
     """Also those that come before the main thread is back from the initializer that it has just answered."""
     for _ in range(20):
         with WorkerPool(processes=2, initializer=abs, initargs=(1,)) as pool:
-            assert all(pool.map(is_main_thread, range(6), batch_size=1))
+            assert all(pool.map(dropins.is_main_thread, range(6), batch_size=1))
