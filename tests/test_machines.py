@@ -186,7 +186,10 @@ def test_csh_is_quoted_in_its_own_way() -> None:
     assert quote_csh("it's") == "'it'\\''s'"
     assert quote_csh("wow!\nnext") == "'wow\\!\\\nnext'"
     start = RemoteStart("/a b", True, {"A": "x y"}, ["python3", "it's"])
-    assert remote_command("csh", start) == "cd '/a b'; setenv A 'x y'; exec python3 'it'\\''s'"
+    complaint = "( test -x '/a b/.' || echo cd: no directory that can be entered: '/a b' )"
+    assert remote_command("csh", start) == (
+        f"{complaint} && test -x '/a b/.' && cd '/a b' && setenv A 'x y' && exec python3 'it'\\''s'"
+    )
     assert remote_command("csh", start._replace(must_exist=False)).startswith("if ( -d '/a b' ) cd '/a b'; ")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,29 @@ def test_a_virtual_environment(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> N
     (pid,) = addprocs(["h1"], sshflags=sshd.flags, venv=sys.prefix, enable_threaded_blas=True)
     assert remotecall_fetch(lambda: sys.prefix, pid) == sys.prefix
     assert remotecall_fetch(jobs.environment, pid, "OMP_NUM_THREADS") is None
+
+
+@pytest.mark.skipif(shutil.which("tcsh") is None, reason="tcsh is not installed (apt-get install tcsh)")
+def test_a_login_shell_of_the_other_family(sshd: Sshd, tmp_path: Path) -> None:
+    """A real tcsh takes the command apart: every sign of names and values arrives as it is, and what fails is told."""
+    there = tmp_path / "a 'folder'! $HOME `date` {a,b} *"
+    there.mkdir()
+    values = {
+        "PLAIN": "x",
+        "STRANGE": 'it\'s new! $HOME `date` "~" \\ {a,b} * [x] ?; & | <>',
+        "LINES": "one\ntwo!\n",
+        "NONE": "",
+    }
+    (pid,) = addprocs(["tcsh"], sshflags=sshd.flags, shell="csh", env=values, dir=there)
+    assert remotecall_fetch(os.getcwd, pid) == str(there)
+    assert [remotecall_fetch(os.getenv, pid, name) for name in values] == list(values.values())
+    rmprocs(pid)
+    with pytest.raises(CompositeException) as caught:
+        addprocs(["tcsh"], sshflags=sshd.flags, shell="csh", dir="/no/such/directory")
+    assert "dir=" in str(caught.value.exceptions[0])
+    with pytest.raises(CompositeException) as caught:
+        addprocs(["tcsh"], sshflags=sshd.flags, shell="csh", exename="/no/such/python")
+    assert "exename=" in str(caught.value.exceptions[0])
 
 
 def test_a_talkative_login(sshd: Sshd, capfd: pytest.CaptureFixture[str]) -> None:

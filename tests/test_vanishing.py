@@ -168,7 +168,7 @@ def test_workers_watch_each_other(host: elsewhere.Host) -> None:
         assert distpool.remotecall_fetch(lambda: distpool.remotecall_fetch(distpool.myid, far), near) == far
         assert distpool.remotecall_fetch(elsewhere.watches, near, far)
         assert distpool.remotecall_fetch(elsewhere.watches, far, near)
-        assert distpool.remotecall_fetch(os.environ.get, far, "DISTPOOL_HOST_TIMEOUT") == LIMIT, "the driver's"
+        assert distpool.remotecall_fetch(os.getenv, far, "DISTPOOL_HOST_TIMEOUT") == LIMIT, "the driver's"
         future = distpool.remotecall(lambda: distpool.remotecall_fetch(time.sleep, far, 1000), near)
         host.vanish()
         with pytest.raises(distpool.ProcessExitedException, match=f"[Pp]rocess {far}|worker {far}"):

@@ -197,7 +197,7 @@ def test_a_driver_that_is_stuck_keeps_its_logins(sshd: Sshd, no_cluster: None, m
     monkeypatch.setenv("DISTPOOL_HOST_TIMEOUT", "1")
     (pid,) = distpool.addprocs(["h1"], sshflags=sshd.flags)
     ctypes.PyDLL(None).usleep(2_500_000)
-    assert distpool.remotecall_fetch(os.environ.get, pid, "DISTPOOL_HOST_TIMEOUT") == "1"
+    assert distpool.remotecall_fetch(os.getenv, pid, "DISTPOOL_HOST_TIMEOUT") == "1"
     distpool.rmprocs(pid, waitfor=PATIENCE)
 
 

@@ -4,7 +4,7 @@ Used by the SSH manager; tests read what it makes. A login is ``ssh FLAGS HOST C
 the login shell of the other side takes apart, so everything in it is quoted for that family of shells::
 
     posix    sh -l -c 'cd DIR && export NAME=VALUE && exec PYTHON -m distpool --worker ...'
-    csh      cd DIR; setenv NAME VALUE; exec PYTHON -m distpool --worker ...
+    csh      ... test -x DIR/. && cd DIR && setenv NAME VALUE && exec PYTHON -m distpool --worker ...
     wincmd   pushd "DIR" && set "NAME=VALUE" && PYTHON -m distpool --worker ...
 
 The secret is in none of them, unless the user asks for it (``cmdline_cookie``): it goes by standard input.
@@ -95,10 +95,14 @@ def _posix(start: RemoteStart) -> str:
 
 def _csh(start: RemoteStart) -> str:
     directory = quote_csh(start.directory)
-    # It gives up a list of commands when one of them fails, so a missing directory ends it where it must exist.
-    change = f"cd {directory}" if start.must_exist else f"if ( -d {directory} ) cd {directory}"
     exports = [f"setenv {name} {quote_csh(value)}" for name, value in start.env.items()]
-    return "; ".join([change, *exports, "exec " + " ".join(quote_csh(word) for word in start.command)])
+    program = "exec " + " ".join(quote_csh(word) for word in start.command)
+    if not start.must_exist:
+        return "; ".join([f"if ( -d {directory} ) cd {directory}", *exports, program])
+    # Where cd fails, tcsh goes on behind ";" and "&&", and with "exit" as well.
+    can_enter = f"test -x {quote_csh(start.directory + '/.')}"
+    complaint = f"( {can_enter} || echo cd: no directory that can be entered: {directory} )"
+    return " && ".join([complaint, can_enter, f"cd {directory}", *exports, program])
 
 
 def quote_csh(text: str) -> str:

@@ -8,6 +8,7 @@ the client configuration knows::
     locked         this machine, with a key that the server does not know
     chatty         this machine, with a login shell that talks, and not in whole lines
     full           this machine, with a login shell that finds the disk full
+    tcsh           this machine, with that login shell, if it is installed
     nobody-there   a port where nothing listens
 """
 
@@ -51,9 +52,9 @@ Host nobody-there
     Port 1
 Host locked
     IdentityFile {folder}/other_key
-Host chatty full
+Host chatty full tcsh
     IdentityFile {folder}/%n_key
-Host * !locked !chatty !full
+Host * !locked !chatty !full !tcsh
     IdentityFile {folder}/user_key
 Host stranger
     UserKnownHostsFile {folder}/empty
@@ -77,6 +78,7 @@ Host *
 _SHELLS = {
     "chatty": r""""echo 'Welcome to chatty!'; echo 'mind the gap' >&2; printf 'no line end'; """
     r'''eval \"$SSH_ORIGINAL_COMMAND\""''',
+    "tcsh": r'''"exec tcsh -c \"$SSH_ORIGINAL_COMMAND\""''',
     "full": r'''"echo 'last login: today' > /dev/full && eval \"$SSH_ORIGINAL_COMMAND\""''',
 }
 
