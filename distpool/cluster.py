@@ -255,11 +255,13 @@ class Cluster:
 
     # -- listening -----------------------------------------------------------------------------------------------
 
-    def listen(self, joined: Callable[[int], None], departed: Listener) -> None:
+    def listen(self, joined: Callable[[int], None] | None = None, departed: Listener | None = None) -> None:
         """Be told of every member that comes or goes, on the thread that notices; must not block."""
         with self._lock:
-            self._on_joined.append(joined)
-            self._on_departed.append(departed)
+            if joined is not None:
+                self._on_joined.append(joined)
+            if departed is not None:
+                self._on_departed.append(departed)
 
     def listen_for_end(self, ended: Callable[[int], None]) -> None:
         """Be told when nothing of a process is under way any more, on its own connection or by way of process 1."""
@@ -276,8 +278,10 @@ class Cluster:
         with self._lock:
             self._on_leaving.remove(leaving)
 
-    def unlisten(self, joined: Callable[[int], None], departed: Listener) -> None:
+    def unlisten(self, joined: Callable[[int], None] | None = None, departed: Listener | None = None) -> None:
         """Be told no more."""
         with self._lock:
-            self._on_joined.remove(joined)
-            self._on_departed.remove(departed)
+            if joined is not None:
+                self._on_joined.remove(joined)
+            if departed is not None:
+                self._on_departed.remove(departed)

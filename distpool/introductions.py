@@ -55,7 +55,7 @@ class Introductions:
         self._pairs: dict[frozenset[int], list[Done] | None] = {}  # who waits for it; None: they are introduced
         self._apart: set[tuple[str, str]] = set()  # machines of which the second has dialled the first in vain
         self._lock = threading.Lock()  # protects _pairs, and that a pair in it has been told
-        cluster.listen(self._joined, _nothing)
+        cluster.listen(joined=self._joined)
 
     def _joined(self, pid: int) -> None:
         """A newcomer may find open what was shut: machines are tried again."""
@@ -178,7 +178,3 @@ class _Attempt:
     def lost(self, error: BaseException) -> None:
         """One of them has ended."""
         self._introductions.end(*self._pair, error if isinstance(error, Exception) else RuntimeError(str(error)))
-
-
-def _nothing(pid: int, error: BaseException) -> None:
-    pass

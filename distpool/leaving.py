@@ -113,7 +113,7 @@ class Leaving(Waiter):
         self.shows_itself = process is not None and not getattr(process, "dials_back", False)
         self._member = member
         self._peer = peer
-        member.cluster.listen(_nothing, self._departed)
+        member.cluster.listen(departed=self._departed)
         if member.cluster.departure(peer.pid) is not None:
             self.complete()
 
@@ -133,7 +133,7 @@ class Leaving(Waiter):
             self._member.roll.give_up(self._peer)
 
     def forget(self) -> None:
-        self._member.cluster.unlisten(_nothing, self._departed)
+        self._member.cluster.unlisten(departed=self._departed)
 
 
 def _await_output(gone: Sequence[Leaving]) -> None:
@@ -143,10 +143,6 @@ def _await_output(gone: Sequence[Leaving]) -> None:
         if each.done and each.output is not None:
             each.output.wait_for_end(deadline)
     wait_until_shown()
-
-
-def _nothing(pid: int) -> None:
-    pass
 
 
 def leave(member: Member) -> None:

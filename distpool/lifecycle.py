@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterable
 
 from distpool.callbacks import EXITED, EXITING, STARTED, STARTING, Running
 from distpool.calls import remotecall_fetch
-from distpool.errors import ProcessExitedException
 from distpool.light import Any, Final
 from distpool.member import Member, default_member
 from distpool.messages import DRIVER
@@ -152,10 +151,10 @@ def watch_exits(member: Member) -> None:
     """Have the "exited" callbacks run whenever a worker of this cluster is gone."""
     if not member.watches_exits:
         member.watches_exits = True
-        member.cluster.listen(_nothing, lambda pid, error: _exited(member, pid, error))
+        member.cluster.listen(departed=lambda pid, error: _exited(member, pid))
 
 
-def _exited(member: Member, pid: int, error: ProcessExitedException) -> None:
+def _exited(member: Member, pid: int) -> None:
     departure = member.cluster.departure(pid)
     state = "terminated" if departure is not None and departure.was_asked else "exterminated"
     running = member.callbacks.begin(EXITED, pid, state)
@@ -183,7 +182,3 @@ def _log(text: str) -> None:
     import logging  # rarely needed
 
     logging.getLogger("distpool").warning(text)
-
-
-def _nothing(pid: int) -> None:
-    pass

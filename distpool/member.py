@@ -116,7 +116,7 @@ class Member:
         self.actions.update({m.SHELF: self.shortcuts.shelf_came, m.TAKEN: self.shortcuts.told})
         self.actions.update({m.SLOT: self.shortcuts.slot_came, m.PLACES: self.shortcuts.places_came})
         self.actions[m.RELAY] = lambda peer, frame: self.relays.received(peer, frame)
-        self.cluster.listen(_nothing, self._client_gone)
+        self.cluster.listen(departed=self._client_gone)
 
     # -- connections ---------------------------------------------------------------------------------------------
 
@@ -362,10 +362,6 @@ class _Opening:
 
     def __exit__(self, *exc: object) -> None:
         _context.member = self._previous
-
-
-def _nothing(pid: int) -> None:
-    pass
 
 
 # Ref numbers are unique in the process, whatever clusters it belongs to: a ref of one cluster is never taken for

@@ -45,7 +45,7 @@ class Relays:
         self._reader = reader
         self._tunnels: dict[int, Tunnel] = {}  # on a worker, by the process at the other end
         self._pairs: set[frozenset[int]] = set()  # on process 1; added to before either of the two hears of it
-        cluster.listen(_nothing, self._departed)
+        cluster.listen(departed=self._departed)
 
     # -- process 1 -----------------------------------------------------------------------------------------------
 
@@ -214,7 +214,3 @@ class Tunnel:
             if self._is_watched:
                 self._reader.unregister(self)
             self._outer.close()
-
-
-def _nothing(pid: int) -> None:
-    pass

@@ -88,7 +88,7 @@ class Worker:
         self._tasks = Tasks(self._member, self._work.complete, page)
         self._member.actions.update({m.JOIN: self._join, m.MEMBERS: self._members, m.EXIT: self._exit})
         self._member.actions[m.INTERRUPT] = self._interrupt
-        self._member.cluster.listen(lambda pid: None, self._departed)
+        self._member.cluster.listen(departed=self._departed)
         if self._is_guest:
             act_as(self._member)
         else:

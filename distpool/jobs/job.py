@@ -175,5 +175,5 @@ class Job:
         """There will be no worker for new input any more: whoever waits for it gets the error."""
 
     def demand(self) -> None:
-        """A worker could have more: see that somebody calls ``Dispatcher.pump``. Called on the reading thread."""
+        """A worker could have more: see that somebody calls dispatch's ``pump``. Called on the reading thread."""
         raise NotImplementedError

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from itertools import count
 
 from distpool.bundles import bundle
 from distpool.envelopes import CALL
@@ -29,7 +28,6 @@ class CallJob(Job):
         super().__init__(f, **options)
         self._pump = pump
         self.waiting: deque[tuple[Parcel, Promise]] = deque()
-        self._next_first = count().__next__
 
     def window(self, lag: float = 0.0) -> int:
         """As for every job; but a busy worker gets no second envelope before there is enough to fill half of one.
