@@ -1,8 +1,8 @@
 """An input that is read in a thread of its own, because reading may wait for what comes of the results.
 
-Programs limit what is under way by a semaphore that their generator takes and whoever handles results gives back; others
-map over what a queue brings. Whoever takes results must not be held up by either. Owns: the items that were read and are
-not sent; the thread, which ends with the input or the job.
+Programs limit what is under way by a semaphore that their generator takes and whoever handles results gives back;
+others map over what a queue brings. Whoever takes results must not be held up by either. Owns: the items that were read
+and are not sent; the thread, which ends with the input or the job.
 """
 
 from __future__ import annotations

@@ -267,6 +267,12 @@ class StreamJob(InputJob):
         if self._feed is not None:
             self._feed.look()
 
+    def stop_reading(self, error: BaseException) -> None:
+        """As if the input had failed with this error."""
+        super().stop_reading(error)
+        if self._feed is not None:
+            self._feed.stop()
+
     def release(self) -> None:
         """Give up what the job holds beside its results."""
         super().release()

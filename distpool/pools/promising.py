@@ -243,5 +243,6 @@ class Promising(AbstractWorkerPool):
         buffer_size: int | None,
         options: dict[str, Any],
         star: bool = False,
+        aside: bool = False,
     ) -> StreamJob:
         raise NotImplementedError

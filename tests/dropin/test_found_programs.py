@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from distpool.compat.multiprocessing import Pool
 
 
 @pytest.mark.parametrize("end", ["close", "close join", "terminate", "terminate join"])
@@ -168,3 +173,78 @@ def test_modules_that_a_fork_server_shall_load(run_script: Any) -> None:
         print(pool.apply(eval, ("'decimal' in __import__('sys').modules",)))
     """
     assert run_script(text) == (0, "True\n", "")
+
+
+@pytest.mark.parametrize("how", ["imap", "imap_unordered"])
+@pytest.mark.parametrize("chunksize", [None, 1])
+def test_an_input_that_waits_for_results(how: str, chunksize: int | None) -> None:
+    """A generator takes a semaphore that whoever handles the results gives back: the usual way to bound a map."""
+    free, total = threading.Semaphore(5), 0
+
+    def numbers() -> Iterator[int]:
+        for number in range(200):
+            free.acquire()
+            yield number
+
+    with Pool(2) as pool:
+        for result in getattr(pool, how)(abs, numbers(), chunksize):
+            total += result
+            free.release()
+    assert total == sum(range(200))
+
+
+def test_results_of_what_a_queue_brings() -> None:
+    """Results come while the input waits for more; close() waits for its end."""
+    wanted: queue.Queue[int | None] = queue.Queue()
+    with Pool(2) as pool:
+        results = pool.imap(abs, iter(wanted.get, None))
+        for number in range(5):
+            wanted.put(-number)
+            assert results.next(30) == number
+        pool.close()
+        wanted.put(-7)
+        wanted.put(None)
+        pool.join()
+        assert list(results) == [7]
+
+
+def test_an_input_that_waits_for_ever_does_not_hold_up_the_end() -> None:
+    """The end of a ``with`` block, and a dropped iterator, leave the generator where it is."""
+    never = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        never.wait()
+
+    with Pool(2) as pool:
+        assert next(pool.imap(abs, numbers())) == 1
+        assert pool.map(abs, [-1]) == [1]
+    never.set()
+
+
+def test_an_input_is_read_only_some_way_ahead() -> None:
+    """Also when it is read in a thread of its own; an error of it comes after the results before it."""
+    read = 0
+
+    def numbers() -> Iterator[int]:
+        nonlocal read
+        for number in range(10**9):
+            read += 1
+            yield number
+
+    def failing() -> Iterator[int]:
+        yield -5
+        raise LookupError("no more")
+
+    with Pool(2) as pool:
+        results = pool.imap(abs, numbers(), 1)
+        assert [next(results) for _ in range(20)] == list(range(20))
+        assert read < 20 + 8 + 1 + 1  # four envelopes of one task for each worker
+        bounded = pool.imap(abs, numbers(), 1, buffersize=3)
+        read = 0
+        assert [next(bounded) for _ in range(10)] == list(range(10))
+        assert read <= 10 + 3 + 1
+        results = pool.imap(abs, failing())
+        assert next(results) == 5
+        with pytest.raises(LookupError, match="no more"):
+            next(results)
