@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -23,6 +23,7 @@ from distpool.credentials import secret_line
 from distpool.door import COMPLAINT_SECONDS, COMPLAINTS, MAX_STRANGERS, Door
 from distpool.transport import Deadline, Reader
 from support import hostile, jobs
+from support.dialback import Here
 from support.leaks import eventually
 from support.listeners import Addresses, Listener, is_closed_by_other_side, listening
 
@@ -37,6 +38,11 @@ GROWTH_BYTES = 4 << 20
 TESTS = Path(__file__).parent
 # For workers that are started by hand: what they run lies in tests/support.
 IMPORTABLE = {"PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent)))}
+
+
+# What is recorded of a conversation with TLS begins so; nobody without a certificate gets farther.
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)
+MANY = pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])
 
 
 @pytest.fixture
@@ -55,7 +61,14 @@ def attackers(listener: Listener, folder: Path) -> hostile.Attackers:
     )
 
 
-def under_attack(listener: Listener, strangers: hostile.Attackers, meter: hostile.Meter, count: int) -> int:
+class Place(NamedTuple):
+    """Where somebody listens."""
+
+    host: str
+    port: int
+
+
+def under_attack(listener: Listener | Place, strangers: hostile.Attackers, meter: hostile.Meter, count: int) -> int:
     """Attack from another thread, and work with the members until it is over; returns how many were connected."""
     connected: list[int] = []
     thread = threading.Thread(
@@ -103,18 +116,93 @@ def test_some_hundred_strangers(member: tuple[Listener, int], tmp_path: Path) ->
     _attacked(*member, tmp_path, 500)
 
 
-def test_strangers_at_an_encrypted_door(no_cluster: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [300, MANY])
+def test_strangers_at_an_encrypted_door(no_cluster: None, tmp_path: Path, count: int) -> None:
     """What is no TLS, and what is TLS without a certificate, costs no more."""
     line = secret_line(distpool.cluster_cookie(), authority().issue("worker"))
     with listening(cookie=line, env=IMPORTABLE) as listener:
         (pid,) = distpool.addprocs(Addresses(listener), tls=True, output="none")
-        _, before = distpool.remotecall_fetch(hostile.own_usage, pid)
-        strangers = hostile.Attackers(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), b"I1\n.")
+        strangers = hostile.Attackers(HELLO, hostile.bomb(tmp_path / "opened by a worker"))
         meter = hostile.Meter(lambda: distpool.remotecall_fetch(jobs.square, pid, 3))
-        assert under_attack(listener, strangers, meter, 300) == 300
+        assert under_attack(listener, strangers, meter, count // 10) == count // 10
+        memory, before = distpool.remotecall_fetch(hostile.own_usage, pid)
+        assert under_attack(listener, strangers, meter, count) == count
         eventually(lambda: distpool.remotecall_fetch(hostile.own_usage, pid)[1] <= before)
+        assert distpool.remotecall_fetch(hostile.own_usage, pid)[0] - memory < GROWTH_BYTES
+        assert not list(tmp_path.iterdir())
         assert meter.longest < 5
         distpool.rmprocs(pid, waitfor=30)
+
+
+class Meeting(Addresses):
+    """Whose workers dial each other."""
+
+    workers_meet = True
+
+
+def their_door(pid: int) -> tuple[str, int]:
+    """On a worker: where it listens for others; opened when the first of them was sent here."""
+    from distpool.member import default_member
+
+    distpool.remotecall_fetch(distpool.myid, pid)
+    return default_member().visits._address
+
+
+@pytest.mark.parametrize("count", [300, MANY])
+@pytest.mark.parametrize("tls", [False, True])
+def test_strangers_at_the_port_of_a_driver(no_cluster: None, tmp_path: Path, tls: bool, count: int) -> None:
+    """Where workers dial back: this process works on with those that have come, and lets in who comes later."""
+    manager = Here(2, held=1, at_least=1)
+    try:
+        (pid,) = distpool.addprocs(manager, tls=tls, timeout=60)
+        launch = manager.launches[0]
+        host, _, port = launch.address.partition(":")
+        recorded = HELLO if tls else hostile.record_handshake(host, int(port))
+        strangers = hostile.Attackers(recorded, hostile.bomb(tmp_path / "opened by the driver"))
+        meter = hostile.Meter(lambda: distpool.remotecall_fetch(jobs.square, pid, 3))
+        place = Place(host, int(port))
+        assert under_attack(place, strangers, meter, count // 10) == count // 10
+        memory, descriptors = hostile.own_usage()
+        assert under_attack(place, strangers, meter, count) == count, "the door was never shut"
+        eventually(lambda: hostile.own_usage()[1] <= descriptors, what="descriptors are given back")
+        assert hostile.own_usage()[0] - memory < GROWTH_BYTES
+        assert meter.longest < 5
+        manager.begin(launch, 1)
+        eventually(lambda: len(distpool.workers()) == 2, what="the other worker has come")
+        assert not list(tmp_path.iterdir())
+    finally:
+        distpool.rmprocs(*[pid for pid in distpool.workers() if pid != 1], waitfor=30)
+        manager.end()
+
+
+@pytest.mark.parametrize("count", [300, MANY])
+@pytest.mark.parametrize("tls", [False, True])
+def test_strangers_at_the_port_for_other_workers(no_cluster: None, tmp_path: Path, tls: bool, count: int) -> None:
+    """The second port of a worker: it works on, and a worker that comes later is let in."""
+    lines = [secret_line(distpool.cluster_cookie(), authority().issue("worker")) if tls else None for _ in range(3)]
+    with (
+        listening(cookie=lines[0], env=IMPORTABLE) as first,
+        listening(cookie=lines[1], env=IMPORTABLE) as second,
+        listening(cookie=lines[2], env=IMPORTABLE) as third,
+    ):
+        pid, other = sorted(distpool.addprocs(Meeting(first, second), tls=tls, output="none"))
+        distpool.remotecall_fetch(hostile.watch_pickle, pid)
+        distpool.remotecall_fetch(distpool.remotecall_fetch, other, distpool.myid, pid)
+        place = Place(*distpool.remotecall_fetch(their_door, pid, other))
+        recorded = HELLO if tls else hostile.record_handshake(place.host, place.port)
+        strangers = hostile.Attackers(recorded, hostile.bomb(tmp_path / "opened by a worker"))
+        meter = hostile.Meter(lambda: distpool.remotecall_fetch(jobs.square, pid, 3))
+        assert under_attack(place, strangers, meter, count // 10) == count // 10
+        memory, descriptors = distpool.remotecall_fetch(hostile.own_usage, pid)
+        assert under_attack(place, strangers, meter, count) == count, "the door was never shut"
+        eventually(lambda: distpool.remotecall_fetch(hostile.own_usage, pid)[1] <= descriptors)
+        assert distpool.remotecall_fetch(hostile.own_usage, pid)[0] - memory < GROWTH_BYTES
+        assert meter.longest < 5
+        (late,) = distpool.addprocs(Meeting(third), tls=tls, output="none")
+        assert distpool.remotecall_fetch(distpool.remotecall_fetch, late, distpool.myid, pid) == pid
+        assert "system" not in distpool.remotecall_fetch(hostile.pickle_asked_for, pid)
+        assert not list(tmp_path.iterdir())
+        distpool.rmprocs(pid, other, late, waitfor=30)
 
 
 def test_who_stands_at_the_door_keeps_nobody_out(no_cluster: None) -> None:
