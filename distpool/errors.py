@@ -184,14 +184,17 @@ class RemoteException(RuntimeError):
     # meet those of the original (a user's exception may well have a `pid` of its own).
     @property
     def pid(self) -> int:
+        """The process that caught it."""
         return self.__dict__["_origin"][0]  # type: ignore[no-any-return]
 
     @property
     def captured(self) -> CapturedException:
+        """What was caught, with its traceback as text."""
         return self.__dict__["_origin"][1]  # type: ignore[no-any-return]
 
     @property
     def hops(self) -> list[int]:
+        """The processes it came through, nearest first."""
         return self.__dict__["_origin"][2]  # type: ignore[no-any-return]
 
     def unwrap(self) -> BaseException:
@@ -366,6 +369,7 @@ class CompositeException(_Group):
 
     @property
     def exceptions(self) -> tuple[Exception, ...]:
+        """What failed, in the order in which the tasks were started."""
         return self._members
 
     def __len__(self) -> int:

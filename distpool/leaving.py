@@ -122,6 +122,7 @@ class Leaving(Waiter):
             self.complete()
 
     def kill(self) -> None:
+        """End it by force: by a signal if there is a handle on it, else by closing its connection."""
         import logging  # rarely needed
 
         config, log = self._member.configs.get(self.pid), logging.getLogger("distpool")
@@ -133,6 +134,7 @@ class Leaving(Waiter):
             self._member.roll.give_up(self._peer)
 
     def forget(self) -> None:
+        """Nobody waits for its end any more."""
         self._member.cluster.unlisten(departed=self._departed)
 
 

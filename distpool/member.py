@@ -7,7 +7,7 @@ table leads from the kind of message to the action, and whatever opens a payload
 
     reading thread --frame--> actions[kind] --RESULT--------------> the pending call of that peer
                                             --CALL..., REF, DO----> execute(job): a worker's main thread, or another
-                                            --TASKS, EXIT, ...----> what the worker or dispatch has registered
+                                            --TASKS, EXIT, LOG, ..-> what the worker, its tasks or ``logs`` have added
 
 Owns: the store, the table of actions, the idle call threads.
 """
@@ -91,18 +91,6 @@ class Member:
         self.membership_lock = threading.Lock()  # one addprocs or rmprocs at a time (Julia's rule)
         # What a worker has to run before it is a member (``everywhere``); changed under membership_lock.
         self.first_calls: list[Parcel] = []
-        self.actions: dict[int, Action] = {
-            m.RESULT: self._answer,
-            m.JOINED: self._answer,
-            m.TAKEN_BACK: self._answer,
-            m.TASKS_DONE: self._part_of_answer,
-            m.CALL: self.serving.call,
-            m.CALL_WAIT: self.serving.call,
-            m.CALL_FETCH: self.serving.call,
-            m.DO: self.serving.call,
-            m.REF: self.serving.ref,
-            m.WITHDRAW: self.serving.withdraw,
-        }
         self.books = Bookkeeping(self.cluster, self.store, reader)
         self._relays: Relays | None = None  # made at first use: most clusters are on one machine
         guidance = Guidance(
@@ -110,13 +98,36 @@ class Member:
         )
         self.introductions = Introductions(self.cluster, guidance)
         self.visits = Visits(self.cluster, reader, self.threads.run, self.connect)
-        self.actions.update(dict.fromkeys((m.ADDED, m.DROPPED, m.SETTLE, m.SETTLED), self.books.arrived))
-        self.actions.update({m.MEET: self._introduce, m.NEIGHBOUR: self._neighbour})
-        self.actions.update({m.EXPECT: self.visits.expect, m.VISIT: self.visits.visit})
-        self.actions.update({m.SHELF: self.shortcuts.shelf_came, m.TAKEN: self.shortcuts.told})
-        self.actions.update({m.SLOT: self.shortcuts.slot_came, m.PLACES: self.shortcuts.places_came})
-        self.actions[m.RELAY] = lambda peer, frame: self.relays.received(peer, frame)
+        self.actions = self._actions()  # a worker, its tasks and ``logs`` add theirs
         self.cluster.listen(departed=self._client_gone)
+
+    def _actions(self) -> dict[int, Action]:
+        serving, books, shortcuts = self.serving, self.books, self.shortcuts
+        return {
+            m.RESULT: self._answer,
+            m.JOINED: self._answer,
+            m.TAKEN_BACK: self._answer,
+            m.TASKS_DONE: self._part_of_answer,
+            m.CALL: serving.call,
+            m.CALL_WAIT: serving.call,
+            m.CALL_FETCH: serving.call,
+            m.DO: serving.call,
+            m.REF: serving.ref,
+            m.WITHDRAW: serving.withdraw,
+            m.ADDED: books.arrived,
+            m.DROPPED: books.arrived,
+            m.SETTLE: books.arrived,
+            m.SETTLED: books.arrived,
+            m.SHELF: shortcuts.shelf_came,
+            m.TAKEN: shortcuts.told,
+            m.SLOT: shortcuts.slot_came,
+            m.PLACES: shortcuts.places_came,
+            m.MEET: self._introduce,
+            m.NEIGHBOUR: self._neighbour,
+            m.EXPECT: self.visits.expect,
+            m.VISIT: self.visits.visit,
+            m.RELAY: lambda peer, frame: self.relays.received(peer, frame),
+        }
 
     # -- connections ---------------------------------------------------------------------------------------------
 

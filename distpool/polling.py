@@ -23,18 +23,23 @@ class Poller:
         self._scale = 1.0 if self.sees_changes_at_once else 1000.0
 
     def register(self, fd: int, writable: bool) -> None:
+        """Watch a descriptor for something to read, and for room to write if so asked."""
         self._poll.register(fd, READ | (WRITE if writable else 0))
 
     def modify(self, fd: int, writable: bool) -> None:
+        """Watch it for room to write from now on, or no longer."""
         self._poll.modify(fd, READ | (WRITE if writable else 0))
 
     def unregister(self, fd: int) -> None:
+        """Watch it no more; before it is closed."""
         self._poll.unregister(fd)
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Wait at most ``timeout`` seconds (None: for ever); return descriptors and what may be done with each."""
         events: list[tuple[int, int]] = self._poll.poll(None if timeout is None else timeout * self._scale)
         return events
 
     def close(self) -> None:
+        """Give the descriptor back, where there is one."""
         if self.sees_changes_at_once:
             self._poll.close()

@@ -134,6 +134,7 @@ class Cell:
 
 
 def is_filled(cell: CellType) -> bool:
+    """Has this cell contents? One of a name that is not assigned yet has none."""
     try:
         _ = cell.cell_contents
     except ValueError:
