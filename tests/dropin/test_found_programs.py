@@ -224,12 +224,10 @@ def test_an_input_that_waits_for_ever_does_not_hold_up_the_end() -> None:
 
 def test_an_input_is_read_only_some_way_ahead() -> None:
     """Also when it is read in a thread of its own; an error of it comes after the results before it."""
-    read = 0
 
-    def numbers() -> Iterator[int]:
-        nonlocal read
+    def numbers(read: list[int]) -> Iterator[int]:
         for number in range(10**9):
-            read += 1
+            read.append(number)
             yield number
 
     def failing() -> Iterator[int]:
@@ -237,13 +235,14 @@ def test_an_input_is_read_only_some_way_ahead() -> None:
         raise LookupError("no more")
 
     with Pool(2) as pool:
-        results = pool.imap(abs, numbers(), 1)
+        read: list[int] = []
+        results = pool.imap(abs, numbers(read), 1)
         assert [next(results) for _ in range(20)] == list(range(20))
-        assert read < 20 + 8 + 1 + 1  # four envelopes of one task for each worker
-        bounded = pool.imap(abs, numbers(), 1, buffersize=3)
-        read = 0
+        assert len(read) <= 20 + 8  # four envelopes of one task for each worker
+        read_bounded: list[int] = []
+        bounded = pool.imap(abs, numbers(read_bounded), 1, buffersize=3)
         assert [next(bounded) for _ in range(10)] == list(range(10))
-        assert read <= 10 + 3 + 1
+        assert len(read_bounded) <= 10 + 3
         results = pool.imap(abs, failing())
         assert next(results) == 5
         with pytest.raises(LookupError, match="no more"):
