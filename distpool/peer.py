@@ -392,6 +392,11 @@ class Peer:
         """True while something waits in the outbox."""
         return self._unsent > 0
 
+    def disown(self) -> None:
+        """Send nothing more, in a forked copy of the process: its bytes would land in the middle of the parent's."""
+        self._send_lock = threading.Lock()  # some thread of the parent's may hold the old one
+        self.is_open = False
+
     # -- receiving -----------------------------------------------------------------------------------------------
 
     @property

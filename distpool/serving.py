@@ -16,6 +16,7 @@ from types import CodeType
 
 from distpool import messages as m
 from distpool.cluster import Cluster
+from distpool.copies import end_copy, tell_in_copies
 from distpool.errors import RemoteException, remote_exception
 from distpool.interrupts import raise_in_thread
 from distpool.light import Any, Final
@@ -62,8 +63,12 @@ class Call:
             f, args, kwargs = self._serving.open(self.frame)
             value = f(*args, **kwargs)
         except BaseException as error:
+            if self._serving.is_copy:
+                end_copy(error)
             self.fail(error)
         else:
+            if self._serving.is_copy:
+                end_copy(None)
             self.succeed(value)
 
     def succeed(self, value: object) -> None:
@@ -125,11 +130,17 @@ class Serving:
         # REF requests that have arrived and are not at the store yet, and whether they were withdrawn meanwhile.
         self._beginning: dict[tuple[int, int], bool] = {}
         self._beginning_lock = threading.Lock()  # protects _beginning
+        self.is_copy = False  # this process was forked by a call that it ran
+        tell_in_copies(self)
 
     @property
     def pid(self) -> int:
         """This process."""
         return self._cluster.pid
+
+    def disown(self) -> None:
+        """Answer nothing any more, in a forked copy of the process."""
+        self.is_copy = True
 
     # -- calls ---------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from distpool import messages as m
 from distpool.bundles import Item
+from distpool.copies import end_copy, tell_in_copies
 from distpool.envelopes import (
     ONE,
     PAGE_ENVELOPE,
@@ -62,6 +63,15 @@ class Tasks:
         self.main_is_free = True  # the main thread runs tasks; false while it is in a direct call or waits in user code
         member.actions.update({m.TASKS: self._tasks, m.FUNCTION: self._function, m.FORGET: self._forget})
         member.actions[m.TAKE_BACK] = self._take_back
+        self._is_copy = False  # this process was forked by a task that it ran
+        tell_in_copies(self)
+
+    def disown(self) -> None:
+        """Run and send nothing any more, in a forked copy of the process. The task that forked may still go on."""
+        self._is_copy = True
+        for envelope in [*self._running.values(), *self._queue]:
+            envelope.items.clear()
+            envelope.results.clear()
 
     # -- messages, on the reading thread -------------------------------------------------------------------------
 
@@ -183,8 +193,12 @@ class Tasks:
         except BaseException as error:
             self._fail_all(envelope, error)
         else:
-            self._run_tasks(envelope, f, how)
+            if not self._is_copy:  # what forked was in the items
+                self._run_tasks(envelope, f, how)
         finally:
+            if self._is_copy:
+                last = envelope.results[-1] if envelope.results else None
+                end_copy(last.error if type(last) is Failure else None)
             page[PAGE_SINCE] = 0
             if outer is None:
                 del self._running[ident]

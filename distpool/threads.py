@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from distpool.copies import tell_in_copies
 from distpool.light import Final
 
 # Long enough for a user who works step by step, short enough that a burst's threads do not stay for ever. Arbitrary.
@@ -37,6 +38,11 @@ class CallThreads:
         self._begin = begin  # what each thread does first
         self._idle_seconds = idle_seconds
         self._idle: deque[_Slot] = deque()  # threads that wait for a job; appended and popped atomically
+        tell_in_copies(self)
+
+    def disown(self) -> None:
+        """Forget the idle threads, which a forked copy of the process has not."""
+        self._idle.clear()
 
     def run(self, job: Callable[[], object]) -> None:
         """Start ``job`` now; returns without waiting for it."""

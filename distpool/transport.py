@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 
+from distpool.copies import tell_in_copies
 from distpool.interrupts import DeferredInterrupt, interruptibly
 from distpool.light import Final, Protocol
 from distpool.polling import READ, WRITE, Poller
@@ -114,6 +115,7 @@ class Reader:
         self._waiting: dict[int, Waiter] = {}  # by thread
         self._interrupted: dict[int, type[BaseException]] = {}  # what a waiting thread shall raise
         self._closed = False
+        self._parent: int | None = None  # whose copy this is: another process reads, and none here
         self._vain_spins = 0
         self._may_spin = _usable_cpus() > 1
         self._soon: deque[Callable[[], object]] = deque()  # calls to make at the next wake-up
@@ -123,6 +125,8 @@ class Reader:
         self._poller.register(self._wake_in, False)
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()  # protects _thread: one background thread and no second
+        self._os_pid = os.getpid()
+        tell_in_copies(self)
 
     # -- connections ---------------------------------------------------------------------------------------------
 
@@ -138,7 +142,11 @@ class Reader:
         """Also (or no longer) call ``on_writable``."""
         fd = handler.fileno()
         if self._handlers.get(fd) is handler:
-            self._poller.modify(fd, wanted)
+            try:
+                self._poller.modify(fd, wanted)
+            except (OSError, KeyError, ValueError):
+                if self._handlers.get(fd) is handler:  # else the reading thread has just taken it off
+                    raise
             self._changed()
 
     def unregister(self, handler: Handler) -> None:
@@ -213,10 +221,15 @@ class Reader:
 
         ``eager`` says that the answer is expected within microseconds. Returns whether the waiter is done. Ctrl-C
         raises KeyboardInterrupt here, only between messages, so no message is lost. Raises RuntimeError when called by
-        a handler.
+        a handler, and in a forked copy of the process.
         """
         if waiter.done:
             return True
+        if self._parent is not None:
+            raise RuntimeError(
+                f"this process was forked from process {self._parent}, which alone hears of its workers; "
+                "make new ones here"
+            )
         if self._leader == threading.get_ident():
             raise RuntimeError("the reading thread cannot wait: this would never end")
         tell, ident = self.on_wait, threading.get_ident()
@@ -416,6 +429,15 @@ class Reader:
         finally:
             self._background_leads = False
             self._give_up_role()
+
+    def disown(self) -> None:
+        """Be of no use in a forked copy of the process: the poller is one with the parent's."""
+        self._parent = self._os_pid
+        self._closed = True  # nothing is started or closed here
+        for handler in list(self._handlers.values()):
+            disown = getattr(handler, "disown", None)
+            if disown is not None:
+                disown()
 
     def close(self) -> None:
         """End the background thread and give the descriptors back; for processes that end, and for tests."""

@@ -24,6 +24,7 @@ COMPAT = ROOT / "compat"
 FLOORS = (
     ("light", "blending", "errors", "messages", "desk", "channel"),
     (
+        "copies",
         "cookie",
         "credentials",
         "wire",

@@ -44,6 +44,7 @@ class Engine:
         self._lock = threading.Lock()  # protects what follows, and the making of the pool
         self._is_shut = False
         self._is_killed = False  # by kill_workers and the like
+        self._is_copy = False  # in a process that the user's program has forked
         self._ended = threading.Event()  # the pool is closed
         self.callbacks: distpool.InTurn  # of all futures
         if pool is not None:
@@ -117,7 +118,7 @@ class Engine:
         """
         with self._lock:
             is_first, self._is_shut = not self._is_shut, True
-        if not self.has_begun:
+        if not self.has_begun or self._is_copy:
             return
         if cancel:
             self._take_back(self._workers + 1)
@@ -151,11 +152,16 @@ class Engine:
         if not self.callbacks.is_here:  # a callback may well be what the end waits for
             self._ended.wait()
 
+    def disown(self) -> None:
+        """Have nothing to end any more, in a forked copy of the process: the workers are its parent's."""
+        self._is_copy = True
+        self._lock = threading.Lock()  # some thread of the parent's may hold the old one
+
     def kill(self, signal: int = 9) -> None:
         """End now: what has not begun is cancelled, what runs is lost."""
         with self._lock:
             self._is_shut = self._is_killed = True
-        if self.has_begun:
+        if self.has_begun and not self._is_copy:
             self._take_back()
             if self._is_own:
                 self.pool.terminate(signal)
@@ -178,6 +184,8 @@ def _finish_all() -> None:
 
 def _forget_all() -> None:
     """A forked copy of the process has none of the workers."""
+    for engine in list(_engines):
+        engine.disown()
     _engines.clear()
 
 

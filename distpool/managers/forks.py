@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 
+from distpool.copies import tell_in_copies
 from distpool.forkserver.client import ForkServer
 from distpool.forkserver.exits import describe_exit, oom_kills
 from distpool.forkserver.frames import OUTPUT_WINDOW, PRELOAD_TOKEN
@@ -105,7 +106,10 @@ class Forks:
 
     def __init__(self, preload: Sequence[str], env: dict[str, str]) -> None:
         self.page = SharedPage.create(PAGE_SLOTS)
-        self.server = ForkServer(preload, self.page.fd, warm=WARM, env=env)
+        try:
+            self.server = ForkServer(preload, self.page.fd, warm=WARM, env=env)
+        finally:  # it has been sent, or is kept with what could not be sent yet; here the mapping is enough
+            self.page.close()
         self.preload_error: str | None = None
         self.inherited = {*os.environ, *env}  # what the fork server, and so each worker, has unless told otherwise
         self.is_gone = False
@@ -222,7 +226,12 @@ class _Servers:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects _forks
         self._forks: dict[tuple[tuple[str, ...], bool], Forks] = {}
-        self._os_pid = os.getpid()
+        tell_in_copies(self)
+
+    def disown(self) -> None:
+        """Have none, in a forked copy of the process; it may start its own."""
+        self._lock = threading.Lock()
+        self._forks = {}
 
     def get(self, preload: tuple[str, ...], is_threaded: bool, reader: Reader | None = None) -> Forks:
         """Return the fork server for such workers, starting it if there is none. With ``reader`` it can fork, too.
@@ -236,8 +245,6 @@ class _Servers:
         env = dict.fromkeys(unset, "1") if preload and not is_threaded else {}
         key = preload, bool(env)
         with self._lock:
-            if self._os_pid != os.getpid():  # a forked copy of the process must not use its parent's
-                self._forks, self._os_pid = {}, os.getpid()
             forks = self._forks.get(key)
             if forks is not None:
                 forks.look()
@@ -251,11 +258,10 @@ class _Servers:
     def close(self) -> None:
         with self._lock:
             forks, self._forks = list(self._forks.values()), {}
-        if self._os_pid == os.getpid():
-            for each in forks:
-                each.close()
-            if forks:
-                output.wait_until_shown()
+        for each in forks:
+            each.close()
+        if forks:
+            output.wait_until_shown()
 
 
 servers = _Servers()
