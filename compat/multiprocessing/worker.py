@@ -67,12 +67,36 @@ def become(role: Role, number: int) -> None:
         }
     )
     watcher.begin()
+    vars(sys.modules["__main__"])["__getattr__"] = _borrowed
 
 
 def begin(birth: None, initializer: Callable[..., object] | None, initargs: Sequence[Any]) -> None:
     """Run the user's initializer. What it raises ends the pool. ``birth``: what ``become`` has returned."""
     if initializer is not None:
         initializer(*initargs)
+
+
+# -- names of the script that no function brought along
+
+
+def _borrowed(name: str) -> Any:
+    """What ``__main__`` has not, the driver's may have: unpickling asks for classes so, whose objects are in a file."""
+    if not name.startswith("__"):
+        import distpool
+
+        try:
+            found = distpool.remotecall_fetch(lend_name, 1, name)
+        except Exception as error:  # it is there, and cannot travel; or the driver is gone
+            raise AttributeError(f"module '__main__' has no attribute {name!r} here: {error}") from error
+        if found:
+            return vars(sys.modules["__main__"]).setdefault(name, found[0])
+    raise AttributeError(f"module '__main__' has no attribute {name!r}")
+
+
+def lend_name(name: str) -> tuple[Any, ...]:
+    """Return what ``__main__`` has under this name, if it has it. Called in the driver."""
+    names = vars(sys.modules["__main__"])
+    return (names[name],) if name in names else ()
 
 
 # -- modules of the standard library, when they are imported

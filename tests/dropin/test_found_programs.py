@@ -247,3 +247,35 @@ def test_an_input_is_read_only_some_way_ahead() -> None:
         assert next(results) == 5
         with pytest.raises(LookupError, match="no more"):
             next(results)
+
+
+@pytest.mark.parametrize("door", ["multiprocessing", "futures"])
+def test_what_is_looked_up_in_the_script(run_script: Any, door: str) -> None:
+    """A worker opens a file with objects of the script's classes, which no function mentions."""
+    text = """
+    import pickle, sys, threading
+    from distpool.compat.futures import ProcessPoolExecutor
+    from distpool.compat.multiprocessing import Pool
+
+    class Model:
+        def predict(self, x):
+            return scale * x
+
+    scale, lock = 3, threading.Lock()
+
+    def load(path):
+        global model
+        with open(path, "rb") as file:
+            model = pickle.load(file)
+
+    def predict(x):
+        import __main__
+        return model.predict(x), hasattr(__main__, "nothing"), hasattr(__main__, "lock")
+
+    with open("model.pickle", "wb") as file:
+        pickle.dump(Model(), file)
+    make = {"multiprocessing": Pool, "futures": ProcessPoolExecutor}[sys.argv[1]]
+    with make(1, initializer=load, initargs=("model.pickle",)) as pool:
+        print(list(pool.map(predict, [1, 2])))
+    """
+    assert run_script(text, door) == (0, "[(3, False, False), (6, False, False)]\n", "")
