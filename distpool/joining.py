@@ -22,6 +22,7 @@ from distpool import messages as m
 from distpool.calls import OpenCall
 from distpool.cluster import Departure
 from distpool.errors import CompositeException, HandshakeError, LaunchWorkerError, ProcessExitedException
+from distpool.interrupts import DeferredInterrupt
 from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager, WorkerConfig, worker_timeout
 from distpool.managers.interpreter import as_worker_process
@@ -285,14 +286,16 @@ def add_workers(
         except Exception as error:  # the manager's own: raised below, after those that did start have joined
             failure = error
         except BaseException:
-            launched.abandon()
+            with DeferredInterrupt():  # the next one would leave a worker that is nobody's
+                launched.abandon()
             raise
         launched.close()
         deadline = Deadline(limit)
         try:
             outcomes = [joining.finish(deadline) for joining in launched.joining]
         except BaseException:
-            launched.abandon()
+            with DeferredInterrupt():  # the next one would leave a worker that is nobody's
+                launched.abandon()
             raise
         errors = [outcome for outcome in outcomes if outcome is not None]
         if isinstance(failure, CompositeException):  # the manager has an error for each that did not start

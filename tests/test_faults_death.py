@@ -225,6 +225,34 @@ def test_a_pool_of_given_workers_shrinks(workers: Callable[[int], list[int]], tm
     pool.close()
 
 
+def test_a_task_that_waits_to_be_tried_again_does_not_wait_for_workers_that_never_come(
+    workers: Callable[[int], list[int]], tmp_path: Path
+) -> None:
+    """The last worker of a pool that starts none dies: the map fails, also when another of its tasks failed first."""
+    pool = WorkerPool(workers(1))
+    calling = Aside(
+        pool.map,
+        partial(note_and_die, str(tmp_path / "runs"), "SIGKILL", victim=0),
+        range(4),
+        batch_size=2,
+        retry_delays=[0.2],
+    )
+    with pytest.raises(ProcessExitedException):
+        calling.result(20)
+
+
+def test_a_pool_that_has_lost_its_last_worker_may_be_given_another(workers: Callable[[int], list[int]]) -> None:
+    """With `push`; what was asked for in between has failed."""
+    pool = WorkerPool(workers(1))
+    with pytest.raises(ProcessExitedException):
+        pool.submit(os._exit, 3).result()
+    with pytest.raises(ProcessExitedException):
+        pool.map(square, range(8))
+    pool.push(*workers(1))
+    assert pool.map(square, range(8)) == SQUARES
+    assert pool.submit(square, 3).result() == 9
+
+
 def test_pmap_survives_deaths_with_retries(workers: Callable[[int], list[int]], tmp_path: Path) -> None:
     """pmap over the cluster's workers: one dies, the other does the rest."""
     workers(2)

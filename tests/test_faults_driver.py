@@ -105,6 +105,25 @@ def test_a_killed_fork_server_takes_its_workers_along_and_nobody_waits(run: Call
     assert (code, out) == (0, f"{names}\nTrue\n[0, 1, 4, 9]\n[0, 1, 4, 9]\n"), err
 
 
+def test_fork_servers_that_were_killed_leave_no_descriptor(run: Callable[..., Any]) -> None:
+    """However many: of ten more not even half as many descriptors; some are just on their way."""
+    code, out, err = run("""
+    import psutil
+    me, counts = psutil.Process(), []
+    for turn in range(12):
+        with WorkerPool(processes=1) as pool:
+            assert pool.map(square, range(4)) == [0, 1, 4, 9]
+        (server,) = me.children()
+        server.kill()
+        while me.children():
+            os.sched_yield()
+        gc.collect()
+        counts.append(me.num_fds())
+    print("same" if counts[-1] < counts[1] + 5 else counts)
+    """)
+    assert (code, out) == (0, "same\n"), err
+
+
 # -- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +208,36 @@ def test_a_pool_survives_ctrl_c(
 
 
 # -- the driver forks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("end", ["with pool: pass", "pool.close()"], ids=["block", "close"])
+def test_ctrl_c_at_the_end_of_a_pool_ends_its_workers(end: str, presses: int, start: Callable[..., Any]) -> None:
+    """The end waits for what was submitted, the user does not; a second press does not keep the workers either."""
+    script = start(f"""
+    import psutil
+    from support.leaks import eventually
+    pool = WorkerPool(processes=2)
+    futures = [pool.submit(hold_interpreter) for _ in range(2)]
+    (server,) = psutil.Process().children()
+    try:
+        threading.Timer(0.2, print, ("ready",), {{"flush": True}}).start()
+        {end}
+    except KeyboardInterrupt:
+        pass
+    try:
+        eventually(lambda: not server.children(), 10)
+        print("gone", pool._dispatch.broken is not None or futures[0].exception() is not None)
+    except KeyboardInterrupt:
+        eventually(lambda: not server.children(), 10)
+        print("gone True")
+    """)
+    script.wait_for("ready")
+    for _ in range(presses):
+        script.send(signal.SIGINT)
+    code, out, err = script.wait(30)
+    assert (code, out) == (0, "ready\ngone True\n"), err
+    script.no_survivors()
 
 
 @pytest.mark.parametrize("way", ["os._exit(0)", "sys.exit(0)", "raise SystemExit", "pool.close(); os._exit(0)"])
@@ -303,6 +352,28 @@ def test_a_pool_that_nobody_has_any_more_ends_its_workers(run: Callable[..., Any
     pool = WorkerPool(processes=2)
     pids = set(pool.map(lambda _: os.getpid(), range(50), batch_size=1))
     del pool
+    gc.collect()
+    eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), 10)
+    print("gone")
+    """)
+    assert (code, out, err) == (0, "gone\n", "")
+
+
+def test_what_a_closed_pool_raised_keeps_no_other_pool(run: Callable[..., Any]) -> None:
+    """The error has the frames that it went through, and these have whatever is at hand later: another pool, say."""
+    code, out, err = run("""
+    import psutil
+    from support.leaks import eventually
+    def use():
+        pool = WorkerPool(processes=1)
+        future = pool.submit(block_for_ever)
+        pool.terminate()
+        try:
+            future.result()
+        except RuntimeError:
+            pool = WorkerPool(processes=1)
+        return set(pool.map(lambda _: os.getpid(), range(4)))
+    pids = use()
     gc.collect()
     eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), 10)
     print("gone")

@@ -38,7 +38,7 @@ class Dispatch:
         self._holding = Holding(self._ledger, self._sharing, member.reader)
         self._listing = Listing(self._ledger, member)
         self._limits = Limits(member)
-        judging = Judging(self._sharing, member)
+        judging = Judging(self._sharing, self._listing, member)
         self.turnover = Turnover()
         sending = Sending(
             member, self._ledger, self._sharing, self._holding, self._listing, self._limits, judging, self.turnover
@@ -79,6 +79,10 @@ class Dispatch:
         self._listing.give_up(error)
         self._background.start_all()  # which fails them
         self._holding.wake_drainers()
+
+    def hope(self) -> None:
+        """There is a worker again."""
+        self._listing.broken = None
 
     @property
     def broken(self) -> BaseException | None:

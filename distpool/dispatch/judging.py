@@ -5,6 +5,7 @@ Used by the rooms that see failures. Handlers are user code, so they run in call
 
 from __future__ import annotations
 
+from distpool.dispatch.listing import Listing
 from distpool.dispatch.sharing import Sharing
 from distpool.futures import Outcome, Raised
 from distpool.jobs import Job, Run
@@ -14,8 +15,9 @@ from distpool.member import Member
 class Judging:
     """Asks the handlers of a job, and has tasks tried again."""
 
-    def __init__(self, sharing: Sharing, member: Member) -> None:
+    def __init__(self, sharing: Sharing, listing: Listing, member: Member) -> None:
         self._sharing = sharing
+        self._listing = listing
         self._member = member
 
     def failed(self, job: Job, run: Run, index: int, outcome: Outcome) -> None:
@@ -63,6 +65,7 @@ class Judging:
 
     def _again(self, job: Job, run: Run) -> None:
         job.put_back(run)
+        self._listing.fail_if_broken(job)  # meanwhile the last worker may have gone
         self._sharing.feed()
 
 

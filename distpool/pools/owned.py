@@ -24,6 +24,7 @@ from distpool.calls import call_into_future, wrapped
 from distpool.cores import usable_cores
 from distpool.dispatch import Dispatch
 from distpool.errors import CompositeException, LaunchWorkerError, ProcessExitedException
+from distpool.interrupts import DeferredInterrupt
 from distpool.joining import add_workers
 from distpool.leaving import drain, leave, retire_workers
 from distpool.light import Any, Final
@@ -75,6 +76,7 @@ class OwnedWorkers:
         self._options = options  # of addprocs
         self._starter: threading.Thread | None = None  # starts the first workers, if nobody waits for them
         self._is_ending = False
+        self._has_ended = False  # whoever ended it was not interrupted
         self._lock = threading.Lock()  # protects the fields below
         self._vacancies = 0  # places in the pool without a worker
         self._spares: deque[int] = deque()  # ready, and without a place
@@ -351,28 +353,38 @@ class OwnedWorkers:
 
     def abandon(self) -> None:
         """Nobody has the pool any more. On the reading thread."""
-        if not self._is_ending:
+        if not self._has_ended:
             self._member.threads.run(lambda: self.end(wait_for_work=False))
 
     def end(self, wait_for_work: bool, signal: int = 9) -> None:
-        """End the workers."""
+        """End the workers. Harmless to repeat; also after Ctrl-C, which ends the waiting and not what is waited for."""
         member = self._member
+        if self._has_ended:
+            return
         if wait_for_work:
             self._dispatch.drain()
             self._await_start()  # initializers are work, too
         self._is_ending = True
-        if self._manager is not None:
-            self._manager.close()
-        if not wait_for_work:
-            for config in list(member.configs.values()):
-                if config.process is not None:
-                    config.process.send_signal(signal)
-        leave(member)
+        try:
+            if self._manager is not None:
+                self._manager.close()
+            if not wait_for_work:
+                for config in list(member.configs.values()):
+                    if config.process is not None:
+                        config.process.send_signal(signal)
+            leave(member)
+        except KeyboardInterrupt:
+            with DeferredInterrupt():  # the next one must not come before this
+                member.threads.run(lambda: self.end(wait_for_work=False))
+            raise
         self._await_start()  # what was just starting is ended there
+        self._has_ended = True
 
     def _await_start(self) -> None:
-        if self._starter is not None and self._starter is not threading.current_thread():
-            self._starter.join()
+        starter = self._starter
+        # Without an identity it has not begun: Ctrl-C came between.
+        if starter is not None and starter.ident is not None and starter is not threading.current_thread():
+            starter.join()
 
 
 def _failure(future: Future[object]) -> BaseException | None:

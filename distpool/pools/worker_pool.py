@@ -122,12 +122,14 @@ class WorkerPool(Promising):
             )
             self._dispatch.is_replenished = True
             tally("pools")
+            # A pool that nobody has any more ends its workers: jobs under way and futures that wait keep it. Before
+            # they start, as Ctrl-C may leave the pool to nobody at any moment.
+            self._finalizer = weakref.finalize(self, self._member.reader.run_soon, self._owned.abandon)
+            self._finalizer.atexit = False
             if wait:
                 self._owned.start()
             else:
                 self._owned.start_aside()
-            # A pool that nobody has any more ends its workers: jobs under way and futures that wait keep it.
-            weakref.finalize(self, self._member.reader.run_soon, self._owned.abandon).atexit = False
             return
         is_setting_up = initializer is not None or preload or env or options or max_tasks_per_child is not None
         if is_setting_up or not (replace and wait) or output != "raw" or logging is not False:
@@ -201,6 +203,11 @@ class WorkerPool(Promising):
         if not cluster.is_member(pid):
             raise cluster.absence(pid)
         self._dispatch.add_worker(pid)
+        if self._owned is None:
+            self._dispatch.hope()  # the pool may have lost its last worker before
+            departure = cluster.departure(pid)
+            if departure is not None:  # just before it was entered: nobody else takes it out again
+                self._departed(pid, departure.error(pid))
 
     def remove(self, pid: int) -> None:
         """Take a process out of the pool; it is not ended."""
@@ -417,16 +424,20 @@ class WorkerPool(Promising):
     def close(self) -> None:
         """Take no more work; end the pool's own workers when what was submitted is done. Harmless to repeat.
 
-        Returns when the callbacks of all futures have been made, too.
+        Returns when the callbacks of all futures have been made, too. Ctrl-C ends the wait, and the workers at once.
         """
         if self._is_closed or self._os_pid != os.getpid() or sys.is_finalizing():  # the last: the workers are gone
             return
         self._is_closed = True
-        if self._owned is not None:
-            self._owned.end(wait_for_work=True)
-            self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
-            self.callbacks.wait()
-        self._unlisten()
+        try:
+            if self._owned is not None:
+                self._owned.end(wait_for_work=True)
+                self._give_up()
+                self.callbacks.wait()
+            self._unlisten()
+        except KeyboardInterrupt:
+            self.terminate()
+            raise
 
     def terminate(self, signal: int = 9) -> None:
         """Take no more work and end the pool's own workers at once, whatever they do; also while ``close`` waits.
@@ -438,8 +449,16 @@ class WorkerPool(Promising):
         self._is_closed = True
         if self._owned is not None:
             self._owned.end(wait_for_work=False, signal=signal)
-            self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
+            self._give_up()
         self._unlisten()
+
+    def _give_up(self) -> None:
+        """The workers have ended. Who asks for results hears of it, in an error that keeps the frames it is raised in.
+
+        So nothing may keep that error for ever: the finalizer would, with the pool and all that is in those frames.
+        """
+        self._finalizer.detach()
+        self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
 
     def _unlisten(self) -> None:
         if self._stop_listening.acquire(False):  # close and terminate may both come here, more than once
