@@ -13,6 +13,7 @@ away. Rooms, each using those above it:
 
     retries  what to do when a task fails
     job      what dispatch needs of every job
+    feed     inputs that are read in a thread of their own
     inputs   maps and streams, which read the user's iterables
     promised maps that no thread owns
     single   calls that were submitted one by one
