@@ -81,7 +81,8 @@ class Running:
         self._function = function
         self._args = args
         self._done = threading.Event()
-        threads.run(self._run)
+        if not threads.run_unless_over(self._run):
+            self._done.set()
 
     def _run(self) -> None:
         try:

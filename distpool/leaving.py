@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Sequence
-from functools import cache
 
 from distpool import messages as m
 from distpool.joining import help_to_end
 from distpool.light import Final
+from distpool.managers import forks, interpreter  # noqa: F401  # for the order of exit handlers, see the last line
 from distpool.member import Member, existing_default
 from distpool.messages import DRIVER
 from distpool.output import wait_until_shown
@@ -153,16 +153,6 @@ def leave(member: Member) -> None:
         finish_removal(member, begin_removal(member, [peer.pid for peer in member.cluster.peers()]), None)
 
 
-@cache
-def leave_with_the_program() -> None:
-    """See to it that workers of the default cluster end in good order before whatever kills them at the end.
-
-    To be called when the rooms that start processes are loaded, thus not by loading this one: exit handlers run last
-    one first, and theirs end what is left at once.
-    """
-    atexit.register(_leave_at_exit)
-
-
 def _leave_at_exit() -> None:
     """Let the workers of the default cluster end in good order, so that what they have printed is not lost.
 
@@ -180,3 +170,7 @@ def _leave_at_exit() -> None:
         # Of processes on this machine their managers show what is left, in exit handlers of their own.
         _await_output([each for each in leaving if not each.shows_itself])
     member.roll.print_notices()
+
+
+# Handlers run last one first, and those of these rooms end at once what is left: so they are loaded before this line.
+atexit.register(_leave_at_exit)

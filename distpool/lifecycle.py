@@ -158,7 +158,7 @@ def _exited(member: Member, pid: int) -> None:
     departure = member.cluster.departure(pid)
     state = "terminated" if departure is not None and departure.was_asked else "exterminated"
     running = member.callbacks.begin(EXITED, pid, state)
-    member.threads.run(lambda: _after_exit(member, pid, running))
+    member.threads.run_unless_over(lambda: _after_exit(member, pid, running))
 
 
 def _after_exit(member: Member, pid: int, callbacks: list[Running]) -> None:

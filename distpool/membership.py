@@ -18,13 +18,7 @@ from distpool.calls import remotecall_fetch
 from distpool.cores import usable_cores
 from distpool.errors import CompositeException
 from distpool.joining import add_workers
-from distpool.leaving import (
-    begin_removal,
-    drain_and_remove,
-    finish_removal,
-    leave_with_the_program,
-    remove_workers,
-)
+from distpool.leaving import begin_removal, drain_and_remove, finish_removal, remove_workers
 from distpool.light import Any, Final
 from distpool.managers.interface import ClusterManager
 from distpool.managers.local import LocalManager
@@ -209,7 +203,6 @@ def addprocs(
         params = {**manager.default_addprocs_params(), **options}
         if preload and "preload" in params:
             params["preload"] = tuple(preload)
-    leave_with_the_program()
     try:
         return add_workers(member, manager, params, timeout)
     except CompositeException as error:

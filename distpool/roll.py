@@ -119,7 +119,7 @@ class Roll:
                 note_spread(self, self.is_spread)
             config, manager = self._configs.pop(peer.pid, None), self._managers.pop(peer.pid, None)
             if config is not None and manager is not None:
-                self._threads.run(lambda: _deregister(manager, peer.pid, config))
+                self._threads.run_unless_over(lambda: _deregister(manager, peer.pid, config))
             if self._cluster.pid == DRIVER and not departure.was_asked:
                 self._announce(departure.error(peer.pid))
             with self._told_lock:
@@ -158,7 +158,7 @@ class Roll:
         self.tell_members()
         if self.announces_deaths:
             self._notices.append(f"distpool: {death}")
-            self._threads.run(self.print_notices)
+            self._threads.run_unless_over(self.print_notices)
 
     def print_notices(self) -> None:
         """Print what nobody may have waited for: which workers died by themselves. Not for the reading thread."""

@@ -57,6 +57,16 @@ class CallThreads:
         slot.give(job)
         threading.Thread(target=self._work, args=(slot,), name=self._name, daemon=True).start()
 
+    def run_unless_over(self, job: Callable[[], object]) -> bool:
+        """As ``run``; returns False, and nothing is run, where the interpreter ends and gives no more threads."""
+        try:
+            self.run(job)
+        except RuntimeError as error:
+            if "shutdown" not in str(error):  # but for want of memory, or of threads that one may have
+                raise
+            return False
+        return True
+
     def _work(self, slot: _Slot) -> None:
         if self._begin is not None:
             self._begin()
