@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pickle as pickle
     import signal as signal
     import socket as socket
+    from heapq import heappop as heappop
+    from heapq import heappush as heappush
     from typing import Any as Any
     from typing import Final as Final
     from typing import Generic as Generic
@@ -31,6 +33,10 @@ else:
     import sys
     from collections import namedtuple
 
+    try:
+        from _heapq import heappop, heappush
+    except ImportError:
+        from heapq import heappop, heappush
     try:
         import _pickle as pickle
     except ImportError:

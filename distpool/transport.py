@@ -22,11 +22,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
 
 from distpool.copies import tell_in_copies
 from distpool.interrupts import DeferredInterrupt, interruptibly
-from distpool.light import Final, Protocol
+from distpool.light import Final, Protocol, heappop, heappush
 from distpool.polling import READ, WRITE, Poller
 from distpool.waiting import Deadline, Waiter
 
