@@ -26,6 +26,7 @@ from . import carried, children, travel
 from .births import Births
 from .context import default
 from .failures import failure_of
+from .insides import TaskQueue
 from .results import ApplyResult, MapResult
 from .streams import IMapIterator, IMapUnorderedIterator
 from .worker import PRELOAD, begin
@@ -92,6 +93,7 @@ class Pool(standard.Pool):
         self._streams: weakref.WeakSet[distpool.ResultStream] = weakref.WeakSet()
         self._ended = threading.Event()  # its workers are gone
         self._is_terminated = False
+        self._cache: dict[int, Any] = {}  # results that are not there, by what stands for them
         self._state = RUN
         children.pools.add(self)
 
@@ -139,6 +141,7 @@ class Pool(standard.Pool):
         """
         self._check_running()
         result = ApplyResult(self, callback, error_callback)
+        self._cache[id(result)] = result
         try:
             self._native.submit_into(result, func, *args, **kwds)
         except Exception as error:  # as the standard library, which pickles in another thread: the result's error
@@ -206,11 +209,13 @@ class Pool(standard.Pool):
     ) -> MapResult:
         self._check_running()
         batch_size = _batch_size(chunksize)
-        if not hasattr(iterable, "__len__"):
-            iterable = list(iterable)  # what it raises comes now, as in the standard library
+        # What an input of unknown length raises comes now, as in the standard library.
+        items: Any = iterable if hasattr(iterable, "__len__") else list(iterable)
         result = MapResult(self, callback, error_callback)
+        self._cache[id(result)] = result
         try:
-            self._native.map_into(result, func, iterable, star=star, batch_size=batch_size)
+            done = self._native.map_into(result, func, items, star=star, batch_size=batch_size)
+            result.count(len(items), chunksize, done)
         except TypeError as error:  # the function cannot be pickled
             result.resolve(_Failure(error))
         if callback is not None or error_callback is not None:
@@ -327,6 +332,10 @@ class Pool(standard.Pool):
         return self._births.processes(
             self._native, self._processes, lambda: self._is_terminated or self._ended.is_set()
         )
+
+    @property
+    def _taskqueue(self) -> TaskQueue:
+        return TaskQueue(self)
 
     def _repopulate_pool(self) -> None:
         """The native pool does that by itself."""

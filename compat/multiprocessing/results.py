@@ -147,10 +147,13 @@ class ApplyResult(pool.ApplyResult):  # type: ignore[type-arg]  # the standard l
             self._be_ready(None)
 
     def _be_ready(self, outcome: Any) -> None:
+        pool = self._pool
         with _lock:
             self._outcome = outcome
             waiters, self._waiters = self._waiters, None
             self._pool = None
+        if pool is not None:
+            pool._cache.pop(id(self), None)
         for waiter in waiters or ():
             waiter.complete()
 
@@ -159,6 +162,20 @@ class MapResult(ApplyResult, pool.MapResult):  # type: ignore[type-arg]
     """The results of a map, when all are there."""
 
     _is_quick = False
+    _chunksize = 1
+    _done: Callable[[], int] | None = None
+    _length = 0
+
+    def count(self, length: int, chunksize: int | None, done: Callable[[], int]) -> None:
+        """Be told how many tasks there are, and what tells how many are done."""
+        self._length, self._chunksize, self._done = length, chunksize or 1, done
+
+    @property
+    def _number_left(self) -> int:
+        """Chunks, or tasks where no chunk size was given, that are not done: private, and asked for progress."""
+        if self.ready() or self._done is None:
+            return 0
+        return -(-(self._length - self._done()) // self._chunksize)
 
 
 AsyncResult = ApplyResult

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import TimeoutError, pool
 
 import distpool
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 class IMapIterator(pool.IMapIterator):  # type: ignore[type-arg]  # the standard library's, for isinstance()
     """Results one by one. A task that failed raises when its turn comes, and the iterator goes on after it."""
+
+    _standard: Callable[[Any], Any] = pool.IMapIterator
+
+    def __new__(cls, pool: Any, *made: object) -> Any:
+        """Made from a pool alone, as recipes do that fill it themselves, it is the standard library's."""
+        return object.__new__(cls) if made else cls._standard(pool)
 
     def __init__(self, pool: object, stream: distpool.ResultStream, is_bounded: bool) -> None:
         self._pool: object = pool  # which must not end before
@@ -110,3 +116,5 @@ class IMapIterator(pool.IMapIterator):  # type: ignore[type-arg]  # the standard
 
 class IMapUnorderedIterator(IMapIterator, pool.IMapUnorderedIterator):  # type: ignore[type-arg]
     """Results as they come."""
+
+    _standard = pool.IMapUnorderedIterator

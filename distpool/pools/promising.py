@@ -207,17 +207,19 @@ class Promising(AbstractWorkerPool):
 
     def map_into(
         self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], /, *, star: bool = False, **options: Any
-    ) -> None:
+    ) -> Callable[[], int]:
         """Do ``map(f, iterable, fail_fast=False)`` in the background; its outcome, a list, goes to ``promise``.
 
         Maps are taken up in the order in which they came, when workers have nothing of earlier ones to begin; the input
         is read in this thread and in call threads. Only ``promise.resolve`` is called, and that with an ``Outcome``:
         the results are opened and put together by whoever asks it. With ``star`` each item is a tuple of arguments.
-        Options as for ``map``.
+        Options as for ``map``. Returns what tells how many tasks are done.
         """
         self._check_open()
-        self._dispatch.run_aside(self._promised_map(promise, f, iterable, star, options))
+        job = self._promised_map(promise, f, iterable, star, options)
+        self._dispatch.run_aside(job)
         self._member.reader.expect()
+        return lambda: job.settled
 
     @property
     def broken(self) -> BaseException | None:

@@ -279,3 +279,43 @@ def test_what_is_looked_up_in_the_script(run_script: Any, door: str) -> None:
         print(list(pool.map(predict, [1, 2])))
     """
     assert run_script(text, door) == (0, "[(3, False, False), (6, False, False)]\n", "")
+
+
+@pytest.mark.parametrize("how", ["import", "install"])
+def test_recipes_that_look_inside_a_pool(run_script: Any, how: str) -> None:
+    """Progress by ``_number_left``, waiting on ``_cache`` and ``_taskqueue``, and the ``istarmap`` of the answers."""
+    change = "distpool.compat." if how == "import" else ""
+    text = f"""
+    import sys, time
+    if sys.argv[1] == "install":
+        from distpool.compat import install
+        install()
+    import {change}multiprocessing.pool as inside
+    from {change}multiprocessing import Pool
+
+    def istarmap(self, func, iterable, chunksize=1):
+        self._check_running()
+        batches = inside.Pool._get_tasks(func, iterable, chunksize)
+        result = inside.IMapIterator(self)
+        work = self._guarded_task_generation(result._job, inside.starmapstar, batches)
+        self._taskqueue.put((work, result._set_length))
+        return (item for chunk in result for item in chunk)
+
+    inside.Pool.istarmap = istarmap
+    with Pool(2) as pool:
+        print(list(pool.istarmap(pow, [(n, 2) for n in range(5)], 2)))
+        got = []
+        for n in range(5):
+            pool.apply_async(time.sleep, (0.01,), callback=got.append)
+        most = len(pool._cache), pool._taskqueue.qsize()
+        while pool._cache:
+            time.sleep(0.01)
+        print(most[0] <= 5, len(got), pool._taskqueue.qsize())
+        result = pool.map_async(time.sleep, [0.02] * 20, 2)
+        seen = set()
+        while not result.ready():
+            seen.add(result._number_left)
+            result.wait(0.01)
+        print(max(seen) <= 10, len(seen) > 2, result._number_left, result._chunksize)
+    """
+    assert run_script(text, how) == (0, "[0, 1, 4, 9, 16]\nTrue 5 0\nTrue True 0 2\n", "")
