@@ -105,6 +105,16 @@ def hold_interpreter() -> None:
         ctypes.PyDLL(None).sleep(3600)  # PyDLL, unlike CDLL, does not release the lock around the call
 
 
+def hold_for(seconds: float, started: str = "") -> float:
+    """C code that lets no other thread run for so long; makes a file right before that."""
+    import ctypes
+
+    if started:
+        touch(started)
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    return seconds
+
+
 def make_lock() -> Any:
     """A result that cannot be pickled."""
     return threading.Lock()
