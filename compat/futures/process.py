@@ -216,6 +216,11 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         return {worker.pid: worker for worker in workers if worker.pid is not None}
 
     @property
+    def _pending_work_items(self) -> dict[int, None]:  # type: ignore[override]  # likewise
+        """As many entries as futures are not done: not public, but much counted, to submit no more than so many."""
+        return dict.fromkeys(range(self._engine.pending))
+
+    @property
     def _broken(self) -> str | bool:  # type: ignore[override]  # likewise
         """Why it is broken, or False: not public, but looked at by programs that make themselves a new executor."""
         why = self._engine.pool.broken if self._engine.has_begun else None

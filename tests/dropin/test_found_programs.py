@@ -6,12 +6,14 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distpool.compat.futures import ProcessPoolExecutor, wait
 from distpool.compat.multiprocessing import Pool
 
 
@@ -319,3 +321,13 @@ def test_recipes_that_look_inside_a_pool(run_script: Any, how: str) -> None:
         print(max(seen) <= 10, len(seen) > 2, result._number_left, result._chunksize)
     """
     assert run_script(text, how) == (0, "[0, 1, 4, 9, 16]\nTrue 5 0\nTrue True 0 2\n", "")
+
+
+def test_an_executor_is_asked_how_much_is_pending() -> None:
+    """``len(executor._pending_work_items)``, as programs bound what they submit."""
+    with ProcessPoolExecutor(2) as executor:
+        assert not executor._pending_work_items
+        futures = [executor.submit(time.sleep, 0.2) for _ in range(6)]
+        assert len(executor._pending_work_items) == 6
+        wait(futures)
+        assert not executor._pending_work_items
