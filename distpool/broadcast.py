@@ -53,7 +53,8 @@ def everywhere(
 
     Raises SyntaxError and TypeError (what cannot be pickled) before anything is sent. What fails in one process does
     not stop the others: for one pid the RemoteException or ProcessExitedException is raised, else a CompositeException
-    with all of them, in the order of ``pids``, those of this process last. ValueError for a pid that never was.
+    with all of them, in the order of ``pids``, those of this process last. ValueError for a pid that never was,
+    RuntimeError for ``persist`` on a worker.
 
     Julia's ``@everywhere``; an error in the own process is a RemoteException here as well.
 

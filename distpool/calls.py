@@ -229,7 +229,8 @@ class OpenCall(Reply):
 def remote_do(f: Callable[..., Any], pid: int | Pool, /, *args: Any, **kwargs: Any) -> None:
     """Run ``f(*args, **kwargs)`` in process ``pid`` and forget it; what it raises is printed on that process's stderr.
 
-    Calls from one process to another are started in the order in which they were made. Julia's ``remote_do``.
+    Calls from one process to another are started in the order in which they were made. Returns None at once; raises as
+    ``remotecall`` does for a process that cannot be reached and for what cannot be pickled. Julia's ``remote_do``.
 
     >>> remote_do(print, 1, end="")
     """

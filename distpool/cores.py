@@ -23,7 +23,9 @@ THREAD_VARIABLES: Final = (
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may really use: its affinity, and the quota of its control group.
+    """Return how many cores this process may really use: its affinity, and the quota of its control group; at least 1.
+
+    A quota of one and a half counts as two. As many workers start where nobody says how many. Never fails.
 
     >>> usable_cores() >= 1
     True

@@ -29,10 +29,10 @@ def pmap(
 
     Without a pool all workers of the cluster at this moment are used; while there is none, or with
     ``distributed=False``, or when the calling process is the pool's only member, ``f`` runs here: nothing is pickled
-    and errors are bare. Options as for ``WorkerPool.map``. Julia's ``pmap``; differences: the first failed element in
-    input order decides the error, ``on_error`` runs in the calling process and also sees the death of a worker, the
-    elements travel together where ``batch_size`` does not say how many (Julia: one by one), and the result is always a
-    list.
+    and errors are bare. Options, and errors, as for ``WorkerPool.map``. Julia's ``pmap``; differences: the first failed
+    element in input order decides the error, ``on_error`` runs in the calling process and also sees the death of a
+    worker, the elements travel together where ``batch_size`` does not say how many (Julia: one by one), and the result
+    is always a list.
 
     >>> pmap(lambda x: x + 1, range(3))
     [1, 2, 3]

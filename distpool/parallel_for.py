@@ -187,6 +187,8 @@ class _Slices:
 class DistributedLoop:
     """The handle of a ``distributed`` loop without a reducer; ``wait`` for it, or have ``sync`` do so.
 
+    Both raise CompositeException with what failed. Julia's is a ``Task``.
+
     >>> distributed([])(print).wait().isready()
     True
     """
