@@ -59,7 +59,8 @@ class Ray:
 def running() -> Iterator[Ray]:
     """A cluster that runs for the time of the context."""
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path: it becomes part of sockets' names
-        cluster = Ray(Fleet(Path(folder), RAY_USAGE_STATS_ENABLED="0"))
+        # No token: programs that Ray has started for this user may have left one in the home directory.
+        cluster = Ray(Fleet(Path(folder), RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled"))
         try:
             cluster.start()
             yield cluster
