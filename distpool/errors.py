@@ -282,6 +282,7 @@ class ProcessExitedException(RuntimeError):
         exit_code: how it ended, if it ended itself; ``signal``: the number of the signal that ended it.
         detail: what else is known, such as "out of memory?".
         running: what it ran at the end.
+        remedy: what to do about lost work, in the words of the function that was used; None: what is always true.
 
     >>> error = ProcessExitedException(3, os_pid=4711, signal=9, detail="out of memory?", running="resize('a.png')")
     >>> str(error).partition(". ")[0]
@@ -297,6 +298,7 @@ class ProcessExitedException(RuntimeError):
         signal: int | None = None,
         detail: str | None = None,
         running: str | None = None,
+        remedy: str | None = None,
     ) -> None:
         super().__init__(worker_id)
         # All in __dict__, which travels along when an exception is pickled.
@@ -306,12 +308,14 @@ class ProcessExitedException(RuntimeError):
         self.signal = signal
         self.detail = detail
         self.running = running
+        self.remedy = remedy
 
     def __str__(self) -> str:
-        return (
-            f"{self.what_happened()}. Its work and the values it kept are lost: run it again on "
+        remedy = self.remedy or (
+            "Its work and the values it kept are lost: run it again on "
             "another worker (pmap(..., retry_delays=[...]) does so); workers() lists who is left."
         )
+        return f"{self.what_happened()}. {remedy}"
 
     def what_happened(self) -> str:
         """Say who ended and how, without the remedy for work that is lost."""

@@ -55,7 +55,8 @@ def failure_of(
             return broken(error)
         if is_last:
             return because(error, f"{error.what_happened()}: the executor's workers were told to end")
-        return because(error, f"{error.what_happened()}; only this call is lost, the executor goes on")
+        remedy = "only this call is lost, the executor goes on: submit it again if it may run twice"
+        return because(error, f"{error.what_happened()}; {remedy}")
     return unexplained(error)
 
 

@@ -13,16 +13,24 @@ from ..unpicklable import unexplained
 
 TYPE_CHECKING = False  # type checkers take it as true; importing typing would take several ms of each start
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
 # Users compare with them, and print them; the types know them not.
 MaybeEncodingError: Any = vars(standard)["MaybeEncodingError"]
 RemoteTraceback: Any = vars(standard)["RemoteTraceback"]
 
+# What to do when a worker has died in a call: this Pool has no option for it.
+REMEDY: Final = (
+    "Only this call is lost, and the pool goes on: call again if it may run twice, or use "
+    "distpool.WorkerPool, whose map(..., retry_delays=[...]) does that by itself."
+)
+
 
 def failure_of(error: BaseException) -> BaseException:
     """Return what to raise for an error of distpool's."""
     if not isinstance(error, distpool.RemoteException):
+        if isinstance(error, distpool.ProcessExitedException) and error.running:
+            error.remedy = REMEDY
         return unexplained(error)
     captured = error.captured
     original = error.unwrap()

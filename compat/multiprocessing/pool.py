@@ -172,7 +172,7 @@ class Pool(standard.Pool):
         self._check_running()
         try:
             return do(func, iterable, batch_size=_batch_size(chunksize), fail_fast=False)
-        except (distpool.RemoteException, TypeError) as error:
+        except (distpool.RemoteException, distpool.ProcessExitedException, TypeError) as error:
             failure = failure_of(error)
         raise failure
 

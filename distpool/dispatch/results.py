@@ -129,6 +129,7 @@ class Results:
             error = too_late(shipment.job)
         elif isinstance(error, ProcessExitedException):
             error.running = _describe(shipment.job, shipment.run.items[culprit])
+            error.remedy = shipment.job.remedy
         self._judging.failed(shipment.job, shipment.run, culprit, Raised(error))
 
 

@@ -51,6 +51,7 @@ class Job:
     """One callable and its tasks. ``batch_size`` None lets dispatch choose, by measured durations."""
 
     how = ONE
+    remedy = "Only this task is lost: give retry_delays=[...] to have such tasks run again."  # of a worker's death
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class CallJob(Job):
     """Single calls of one callable, each with its promise; arguments were pickled when the call was submitted."""
 
     how = CALL
+    remedy = "Only this call is lost: submit it again if it may run twice."
 
     def __init__(self, f: Callable[..., Any], pump: Callable[[CallJob], None], **options: Any) -> None:
         super().__init__(f, **options)
