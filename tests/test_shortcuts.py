@@ -8,10 +8,9 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import StartWorkers
 
 import distpool
 from distpool import Channel, ChannelClosedError, Future, ProcessExitedException, RemoteChannel, remotecall
@@ -20,6 +19,9 @@ from distpool.member import default_member
 from support import traffic
 from support.aside import Aside
 from support.jobs import os_pid
+
+if TYPE_CHECKING:
+    from conftest import StartWorkers
 
 MANY = 3000
 

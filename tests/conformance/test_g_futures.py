@@ -9,15 +9,17 @@ from __future__ import annotations
 import pickle
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import StartWorkers
 
 import distpool
 from distpool import Future, RemoteChannel, RemoteException, fetch, isready, put, remotecall, remotecall_fetch, take
 from support import jobs
 from support.aside import Aside
+
+if TYPE_CHECKING:
+    from conftest import StartWorkers
 
 
 def refs_has(pid: int, ref: Any) -> bool:

@@ -10,16 +10,18 @@ import array
 import math
 from collections.abc import Callable
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import StartWorkers
 
 import distpool
 from distpool import Channel, ChannelClosedError, RemoteChannel, RemoteException, remotecall, remotecall_fetch
 from distpool.member import default_member
 from support import jobs
 from support.aside import Aside
+
+if TYPE_CHECKING:
+    from conftest import StartWorkers
 
 KINDS: list[Callable[[], Any]] = [lambda: Channel(10), lambda: RemoteChannel(lambda: Channel(10))]
 either_kind = pytest.mark.parametrize("make", KINDS, ids=["Channel", "RemoteChannel"])

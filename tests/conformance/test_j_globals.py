@@ -9,9 +9,12 @@ and C140 set the worker's names by a call where the cases use `everywhere`.
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import RunScript
+
+if TYPE_CHECKING:
+    from conftest import RunScript
 
 HEAD = """
 from distpool import *

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
-from conftest import StartWorkers
 
 import distpool
 from distpool import WorkerPool, default_worker_pool, fetch, myid, pmap, remote, remotecall, remotecall_fetch
 from support.aside import Aside
+
+if TYPE_CHECKING:
+    from conftest import StartWorkers
 
 
 def members_that_worked(pool: WorkerPool) -> set[int]:

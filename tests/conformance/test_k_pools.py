@@ -9,11 +9,10 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from conftest import RunScript, StartWorkers
 
 import distpool
 from distpool import (
@@ -36,6 +35,9 @@ from distpool import (
 )
 from support import jobs
 from support.aside import Aside
+
+if TYPE_CHECKING:
+    from conftest import RunScript, StartWorkers
 
 MAKERS = [WorkerPool, CachingPool]
 any_pool = pytest.mark.parametrize("make", MAKERS, ids=["WorkerPool", "CachingPool"])

@@ -18,10 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import StartWorkers
 
 import distpool
 from distpool import (
@@ -36,6 +35,9 @@ from distpool import (
 )
 from support import jobs
 from support.aside import Aside
+
+if TYPE_CHECKING:
+    from conftest import StartWorkers
 
 
 def place_in_message(item: tuple[list[int], Any]) -> int:
