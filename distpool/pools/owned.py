@@ -83,6 +83,7 @@ class OwnedWorkers:
         self._starting = 0  # will be spares
         self._ending = 0  # have done their share, and have not ended
         self._is_launching = False  # a thread sees to it that as many start as are missing
+        self._is_cut_off = False  # it was ended while its workers were starting
         self._may_prepare = True  # the last one that was started became ready
         self._stillbirths = 0  # workers in a row that died before one was ready
         # Of a manager's workers: in whose places others are to be started, and the last of them.
@@ -121,7 +122,7 @@ class OwnedWorkers:
         try:
             self.start()
         except BaseException as error:  # reported to everyone whose task waits
-            self._dispatch.give_up(wrapped(DRIVER, error))
+            self._dispatch.give_up(error if self._is_cut_off else wrapped(DRIVER, error))
 
     def _launch(self, count: int) -> tuple[list[int], BaseException | None]:
         """Start local workers; return those that have joined, and why others have not: None if they died after that."""
@@ -163,9 +164,10 @@ class OwnedWorkers:
         except Exception as other:
             pids, error = [], other
         tally("workers_started", len(pids))
-        if self._is_ending:  # it began before these had joined
+        if self._is_ending:  # it began before these had joined, and may be why some have not
             leave(member)
-            return [], error
+            self._is_cut_off = True
+            return [], RuntimeError("the pool was closed before this task was done")
         return pids, error
 
     def _initialize(self, pids: Sequence[int]) -> Iterator[tuple[int, BaseException | None]]:

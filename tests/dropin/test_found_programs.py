@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import subprocess
 import sys
@@ -331,3 +332,15 @@ def test_an_executor_is_asked_how_much_is_pending() -> None:
         assert len(executor._pending_work_items) == 6
         wait(futures)
         assert not executor._pending_work_items
+
+
+def test_a_pool_that_ends_while_it_starts() -> None:
+    """What its calls fail with says that the pool was closed, and not that workers did not start."""
+    for _ in range(10):
+        with Pool(2) as pool:
+            result = pool.apply_async(abs, (-1,))
+        with contextlib.suppress(RuntimeError):
+            assert result.get(30) == 1
+        if not result.successful():
+            with pytest.raises(RuntimeError, match="^the pool was closed before this task was done$"):
+                result.get()
