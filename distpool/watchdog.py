@@ -40,8 +40,8 @@ class Watchdog:
         self._channel = channel
 
     def watch(self, stream: Any) -> None:
-        """Have it watch the connection to the driver, from now on."""
-        with self._channel, suppress(OSError):  # it was killed by somebody: then we are as without one
+        """Have it watch the connection to the driver, for as long as this object lives."""
+        with suppress(OSError):  # it was killed by somebody: then we are as without one
             socket.send_fds(self._channel, [b"!"], [stream.fileno()])
 
 
@@ -111,10 +111,10 @@ def _guard(worker: int, channel: socket.socket) -> None:
     _, fds, _, _ = socket.recv_fds(channel, 1, 1)
     if not fds:
         return
-    poll.unregister(channel)
-    with channel, socket.socket(fileno=fds[0]) as stream:
+    poll.modify(channel, 0)  # its end is told all the same: the worker has become another program, by exec
+    with socket.socket(fileno=fds[0]) as stream:
         poll.register(stream, select.POLLRDHUP)
-        if not _outlives(poll, worker, stream):
+        if not _is_bereft(poll, stream):
             return
         grace = min(GRACE_SECONDS, limit_of(stream))
         poll.unregister(stream)
@@ -122,15 +122,12 @@ def _guard(worker: int, channel: socket.socket) -> None:
         signal.pidfd_send_signal(worker, signal.SIGKILL)
 
 
-def _outlives(poll: select.poll, worker: int, stream: socket.socket) -> bool:
-    """Wait until the worker has ended, or its driver is gone: return whether the driver is."""
+def _is_bereft(poll: select.poll, stream: socket.socket) -> bool:
+    """Wait until the worker has ended, or its driver is gone: return whether only the driver is."""
     silence = Silence(limit_of(stream))
     while True:
-        for fd, _ in (found := poll.poll(silence.seconds / LOOKS * 1000)):
-            if fd == worker:
-                return False
-        if found:
-            return True
+        if found := {fd for fd, _ in poll.poll(silence.seconds / LOOKS * 1000)}:
+            return found == {stream.fileno()}
         if limit_of(stream) != silence.seconds:  # the driver has told another one
             silence = Silence(limit_of(stream))
         with suppress(OSError):  # no connection over TCP

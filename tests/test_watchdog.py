@@ -26,6 +26,7 @@ from support import elsewhere
 from support.dialback import Here, worker
 from support.listeners import Addresses, listening
 from support.sshd import Sshd, start_sshd
+from support.stuck import DEEDS, wait_until_begun
 
 if TYPE_CHECKING:
     from conftest import StartScript
@@ -38,19 +39,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a watchdog take
 SOON = {**elsewhere.IMPORTS, "DISTPOOL_HOST_TIMEOUT": "1"}
 # Seconds that the end of something may take on a busy machine.
 PATIENCE = 40.0
-
-
-def hold_the_interpreter() -> None:
-    """On a worker: C code that does not let other threads run."""
-    ctypes.PyDLL(None).sleep(1000)
-
-
-def stop_myself() -> None:
-    """On a worker: what Ctrl-Z does, or a debugger."""
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-DEEDS = {"stuck": hold_the_interpreter, "stopped": stop_myself}
 
 
 def os_pids(*pids: int) -> list[psutil.Process]:
@@ -76,32 +64,32 @@ import os, sys, time
 import distpool
 from distpool import WorkerConfig
 from support.dialback import Here
-from test_watchdog import DEEDS, os_pids
+from support.stuck import DEEDS, wait_until_begun
 
 class There(distpool.ClusterManager):
     def launch(self, params, launched):
-        for port in map(int, sys.argv[1:]):
+        for port in map(int, sys.argv[2:]):
             launched.append(WorkerConfig(host="127.0.0.1", port=port))
 
 distpool.cluster_cookie("between us")
 engine = Here(2)
 pids = [*distpool.addprocs(There()), *distpool.addprocs(engine)]
-print(*(each.pid for each in os_pids(*pids)), flush=True)
+print(*(distpool.remotecall_fetch(os.getpid, pid) for pid in pids), flush=True)
 for pid, deed in zip(pids, 2 * list(DEEDS.values()), strict=True):
-    distpool.remotecall(deed, pid)
-time.sleep(0.5)
+    distpool.remote_do(deed, pid, sys.argv[1])
+wait_until_begun(sys.argv[1], 4)
 print("all stuck", flush=True)
 time.sleep(1000)
 """
 
 
-def test_whatever_they_do_they_end_after_their_driver(start_script: StartScript) -> None:
+def test_whatever_they_do_they_end_after_their_driver(start_script: StartScript, tmp_path: Path) -> None:
     """Started by hand or by an engine, stuck in C code or stopped: killed seconds after the driver was."""
     with (
         listening(cookie="between us", env=SOON) as one,
         listening(cookie="between us", env=SOON) as other,
     ):
-        script = start_script(DRIVER, one.port, other.port, env=SOON)
+        script = start_script(DRIVER, tmp_path, one.port, other.port, env=SOON)
         script.wait_for("all stuck")
         workers = [psutil.Process(int(pid)) for pid in script.stdout.splitlines()[0].split()]
         script.send(signal.SIGKILL)
@@ -153,7 +141,7 @@ def _gone() -> bool:
 
 
 def test_whatever_they_do_they_end_when_the_host_of_their_driver_vanishes(
-    host: elsewhere.Host, eventually: Eventually
+    host: elsewhere.Host, eventually: Eventually, tmp_path: Path
 ) -> None:
     """Started by hand or by an engine; without a word of the driver's."""
     manager = There(2, host)
@@ -162,9 +150,8 @@ def test_whatever_they_do_they_end_when_the_host_of_their_driver_vanishes(
             pids = [*distpool.addprocs(Addresses(one, other)), *distpool.addprocs(manager, timeout=PATIENCE)]
             processes = os_pids(*pids)
             for pid, deed in zip(pids, 2 * list(DEEDS.values()), strict=True):
-                distpool.remote_do(deed, pid)
-            for process in processes[1::2]:
-                eventually(lambda process=process: process.status() == psutil.STATUS_STOPPED)
+                distpool.remote_do(deed, pid, str(tmp_path))
+            wait_until_begun(str(tmp_path), 4)
             host.vanish()
             assert all_end(processes)
             eventually(_gone)
@@ -182,9 +169,9 @@ def test_a_login_from_a_host_that_vanishes(
         pids = distpool.addprocs([("h1", 3)], sshflags=sshd.flags, tunnel=tunnel, env=elsewhere.IMPORTS)
         processes = os_pids(*pids)
         started_there = [*processes, *{process.parent() for process in processes}]
-        distpool.remote_do(hold_the_interpreter, pids[0])
-        distpool.remote_do(stop_myself, pids[1])
-        eventually(lambda: processes[1].status() == psutil.STATUS_STOPPED)
+        for pid, deed in zip(pids, DEEDS.values(), strict=False):
+            distpool.remote_do(deed, pid, str(tmp_path))
+        wait_until_begun(str(tmp_path), 2)
         host.vanish()
         assert all_end([process for process in started_there if process is not None])
         eventually(_gone)
@@ -261,6 +248,15 @@ def test_it_is_in_nobodys_way(no_cluster: None, eventually: Eventually) -> None:
         distpool.rmprocs(pid, waitfor=PATIENCE)
         assert listener.process.wait(PATIENCE) == 0
         assert all_end([watchdog])
+
+
+def test_one_that_becomes_another_program_is_gone(no_cluster: None) -> None:
+    """Its connection ends then: the watchdog holds a duplicate, and lets go of it."""
+    with listening(env=elsewhere.IMPORTS) as listener:
+        (pid,) = distpool.addprocs(Addresses(listener))
+        with pytest.raises(distpool.ProcessExitedException):
+            distpool.remotecall_fetch(os.execvp, pid, "sleep", ["sleep", "1000"])
+        assert listener.process.poll() is None
 
 
 def test_without_one_a_worker_works(no_cluster: None) -> None:
