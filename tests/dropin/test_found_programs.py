@@ -342,5 +342,5 @@ def test_a_pool_that_ends_while_it_starts() -> None:
         with contextlib.suppress(RuntimeError):
             assert result.get(30) == 1
         if not result.successful():
-            with pytest.raises(RuntimeError, match="^the pool was closed before this task was done$"):
+            with pytest.raises(RuntimeError, match=r"^the pool was closed before this task was done$"):
                 result.get()
