@@ -1,26 +1,23 @@
-"""The values that this process keeps for others, and who holds a reference to each: distributed reference counting.
+"""The values that this process keeps for others, and what is asked of them.
 
 Used by the member, which turns messages into requests, and by references owned by this process. Any thread may enter.
-The store owns the table of entries; one lock protects it, and neither an answer nor anything of a user runs under it::
+The store owns the table of entries (`entries`, where it is counted who holds what) and that of requests; one lock
+protects both, and neither an answer nor anything of a user runs under it. A request that waits holds no thread::
 
-    ref id ──▶ entry ── channel     what a Future or RemoteChannel keeps its items in; a Channel(1) if none was given
-                     ├─ clients     the processes that hold a reference, and how often each was given it by whom
-                     └─ waiting     requests that will be answered later; they hold no thread
-
-An entry comes into being when anything is first said about its id, with the process that made the id as its client. It
-goes when its last client goes, and is not made again: a message that comes too late for it finds a tombstone, where a
-new, empty entry would let it wait for ever (D#124).
+    request --> channel of the entry --- at once, or later ---> answer ---> delivered
+                                                                       \\-> not: a taken item goes back to the front
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
 from distpool.channel import Channel
 from distpool.desk import NOTHING, Ticket
+from distpool.entries import Counted, Entries, Entry
 from distpool.errors import CapturedException, ProcessExitedException, RemoteException, remote_exception
 from distpool.light import Any, Final
 from distpool.messages import RRID
@@ -29,28 +26,9 @@ from distpool.messages import RRID
 # function that delivers it, run where it may block, which returns False or raises if it cannot.
 Answer = Callable[[bool, Any], object]
 
-# How many released ids are remembered. Arbitrary: more than can be under way while one message is late; below 1 MB.
-TOMBSTONES: Final = 4096
 # How long after the end of its time limit, or its interrupt, a request runs on in a user's own backing store: it cannot
 # be withdrawn there, and one that only looks has no time but this. Arbitrary: time to start a thread on a busy machine.
 OWN_STORE_SECONDS: Final = 0.1
-
-
-class _Entry:
-    """What is kept under one id."""
-
-    __slots__ = ("bound", "channel", "clients", "is_set", "kept", "waiting")
-
-    def __init__(self, channel: Any, creator: int) -> None:
-        self.channel = channel
-        # How often each process was given the reference, by (process, giver); its creator by itself. Less than nothing:
-        # it gave back before we heard that it got it.
-        self.clients = {(creator, creator): 1}
-        self.is_set = False  # it is a Future, and has its value
-        self.waiting: set[_Request] = set()
-        self.bound: set[int] = set()  # processes whose end closes the channel
-        # What was taken from a user's own store and reached nobody, with the arguments of its take: for the next one.
-        self.kept: list[tuple[tuple[Any, ...], Any]] = []
 
 
 class _Request:
@@ -74,7 +52,7 @@ class _Request:
         self,
         store: Store,
         rrid: RRID,
-        entry: _Entry,
+        entry: Entry,
         op: str,
         args: tuple[Any, ...],
         client: int,
@@ -144,13 +122,11 @@ class Store:
     def __init__(self, run_blocking: Callable[[Callable[[], None]], None]) -> None:
         self.run_blocking = run_blocking
         self._lock = threading.Lock()  # protects all tables below, and the clients and requests of every entry
-        self._entries: dict[RRID, _Entry] = {}
-        self._released: OrderedDict[RRID, bool] = OrderedDict()  # tombstones, the oldest first; True: it had been set
+        self._entries = Entries()
         # Those that wait, or run in a user's own store, by client and request id.
         self._requests: dict[tuple[int, int], _Request] = {}
         self._gone: set[int] = set()  # processes that left; pids are never used twice
-        self._ended: set[int] = set()  # those that nothing more will be heard of, neither
-        self._returns: deque[tuple[_Entry, tuple[Any, ...], Any]] = deque()  # items on the way back
+        self._returns: deque[tuple[Entry, tuple[Any, ...], Any]] = deque()  # items on the way back
         self._is_returning = False  # some thread is about it
 
     # -- entries
@@ -166,7 +142,7 @@ class Store:
             RuntimeError: a channel is given, and the id has one.
         """
         with self._lock:
-            entry = self._find(rrid, channel)
+            entry = self._entries.find(rrid, channel)
             if entry is not None and channel is not None and entry.channel is not channel:
                 raise RuntimeError(f"reference {tuple(rrid)} has a channel already")
 
@@ -177,7 +153,7 @@ class Store:
     def clients(self, rrid: RRID) -> frozenset[int]:
         """The processes that hold a reference. LookupError if the id is not known here."""
         with self._lock:
-            return frozenset(pid for (pid, _), count in self._known(rrid).clients.items() if count > 0)
+            return self._known(rrid).holders()
 
     def __contains__(self, rrid: object) -> bool:
         return rrid in self._entries
@@ -196,25 +172,17 @@ class Store:
         if not ok and not isinstance(value, RemoteException):
             value = remote_exception(0, CapturedException(value))
         with self._lock:
-            entry = self._find(rrid)
+            entry = self._entries.find(rrid)
         if entry is not None:
             self._write(entry, value)
 
-    def _write(self, entry: _Entry, value: Any) -> tuple[bool, Any]:
+    def _write(self, entry: Entry, value: Any) -> tuple[bool, Any]:
         # Marked before it is written: who waits for the value may release the entry at once, and the mark goes with it.
         # Where writing fails, it had a value.
         entry.is_set = True
         return _outcome(entry.channel.try_put, (value,))
 
-    def _find(self, rrid: RRID, channel: Any = None) -> _Entry | None:
-        """The entry of an id, made if need be. Under the lock. None if it was released, or its creator has ended."""
-        entry = self._entries.get(rrid)
-        if entry is not None or rrid in self._released or rrid.whence in self._ended:
-            return entry
-        entry = self._entries[rrid] = _Entry(Channel(1) if channel is None else channel, rrid.whence)
-        return entry
-
-    def _known(self, rrid: RRID) -> _Entry:
+    def _known(self, rrid: RRID) -> Entry:
         entry = self._entries.get(rrid)
         if entry is None:
             raise LookupError(f"this process keeps nothing under reference {tuple(rrid)}")
@@ -243,12 +211,8 @@ class Store:
         Returns False if too late: the id was released, or the process has ended.
         """
         with self._lock:
-            entry = self._find(rrid) if client not in self._ended else None
-            if entry is None:
-                return False
-            abandoned = self._drop(rrid, entry, (client, giver or rrid.whence), -count)
-        self._abandon(abandoned, _released_error(rrid))
-        return True
+            counted = self._entries.add(rrid, client, giver or rrid.whence, count)
+        return self._let_go(counted) is not None
 
     def del_client(self, rrid: RRID, client: int, count: int = 1, giver: int = 0) -> object:
         """Notes that a process gave back what it was given by the creator or by ``giver``.
@@ -256,17 +220,8 @@ class Store:
         With the last one the entry goes. Returns what was kept under it then: letting go of it may run a user's code.
         """
         with self._lock:
-            if client in self._ended:
-                return None
-            if client == rrid.whence and rrid not in self._entries and rrid not in self._released:
-                self._bury(rrid, False)  # a Future that nobody used: what was sent about it may still come
-                return None
-            entry = self._find(rrid)  # if there is none yet, we are still to hear that this process was given it
-            if entry is None:
-                return None
-            abandoned = self._drop(rrid, entry, (client, giver or rrid.whence), count)
-        self._abandon(abandoned, _released_error(rrid))
-        return entry
+            counted = self._entries.take_away(rrid, client, giver or rrid.whence, count)
+        return self._let_go(counted)
 
     def client_ended(self, pid: int) -> set[int]:
         """Nothing more will be heard of a process: what only it held goes.
@@ -274,13 +229,9 @@ class Store:
         Returns who was given something by it: how much of that has arrived, only they know, see `settle`.
         """
         with self._lock:
-            self._ended.add(pid)
-            held = self._with_key(lambda client, giver: client == pid)
-            # `held` outlives the lock, so that no finaliser of a user's value runs under it.
-            orphans = [(rrid, self._drop(rrid, entry, key, entry.clients[key])) for rrid, entry, key in held]
-            asked = {client for _, _, (client, giver) in self._with_key(lambda client, giver: giver == pid)}
-        for rrid, requests in orphans:
-            self._abandon(requests, _released_error(rrid))
+            counted, asked = self._entries.end(pid)
+        for each in counted:
+            self._let_go(each)
         return asked
 
     def settle(self, client: int, giver: int, held: dict[RRID, int]) -> list[object]:
@@ -288,34 +239,28 @@ class Store:
 
         Returns what was kept under the ids that go with it, as `del_client`.
         """
-        key = (client, giver)
         with self._lock:
-            found = self._with_key(lambda *each: each == key)
-            if client not in self._ended:
-                found += [(rrid, entry, key) for rrid in held if (entry := self._entries.get(rrid)) is not None]
-            orphans = [
-                (rrid, self._drop(rrid, entry, key, entry.clients.get(key, 0) - held.get(rrid, 0)))
-                for rrid, entry, key in found
-            ]
-        for rrid, requests in orphans:
-            self._abandon(requests, _released_error(rrid))
-        return [entry for _, entry, _ in found]
+            counted = self._entries.settle(client, giver, held)
+        return [self._let_go(each) for each in counted]
 
-    def _with_key(self, wanted: Callable[[int, int], bool]) -> list[tuple[RRID, _Entry, tuple[int, int]]]:
-        """The counts of certain clients and givers. Under the lock."""
-        return [(rrid, entry, key) for rrid, entry in self._entries.items() for key in entry.clients if wanted(*key)]
+    def _let_go(self, counted: Counted | None) -> object:
+        """Answers the requests that have lost their entry, and returns that: to be dropped under no lock, either."""
+        if counted is None:
+            return None
+        self._abandon(counted.orphans, _released_error(counted.rrid))
+        return counted.entry
 
     def bind(self, rrid: RRID, pid: int) -> None:
         """Closes the channel of an id when process ``pid`` leaves; now if it has left."""
         with self._lock:
-            entry = self._find(rrid)
+            entry = self._entries.find(rrid)
             if entry is not None and pid not in self._gone:
                 entry.bound.add(pid)
                 return
         if entry is not None:
             self._close_bound(entry, ProcessExitedException(pid))
 
-    def _close_bound(self, entry: _Entry, error: ProcessExitedException) -> None:
+    def _close_bound(self, entry: Entry, error: ProcessExitedException) -> None:
         if type(entry.channel) is Channel:
             entry.channel.close(error)
         else:
@@ -334,26 +279,6 @@ class Store:
         self._abandon(withdrawn, ProcessExitedException(pid))
         for entry in bound:
             self._close_bound(entry, error or ProcessExitedException(pid))
-
-    def _drop(self, rrid: RRID, entry: _Entry, key: tuple[int, int], count: int) -> list[_Request]:
-        """Takes ``count`` from a client. Returns the requests that lost their entry with it. Under the lock."""
-        left = entry.clients.get(key, 0) - count
-        if left < 0 and key[1] in self._ended:
-            left = 0  # the giver ended before it could tell that it gave
-        if left:
-            entry.clients[key] = left
-        else:
-            entry.clients.pop(key, None)
-        if entry.clients:
-            return []
-        if self._entries.pop(rrid, None) is not None:
-            self._bury(rrid, entry.is_set)
-        return list(entry.waiting)
-
-    def _bury(self, rrid: RRID, was_set: bool) -> None:
-        self._released[rrid] = was_set
-        if len(self._released) > TOMBSTONES:
-            self._released.popitem(last=False)
 
     def _abandon(self, requests: list[_Request], error: BaseException) -> None:
         for request in requests:
@@ -383,7 +308,7 @@ class Store:
             self._tell(answer, False, ValueError(f"there is no operation {op!r} on references"))
             return
         with self._lock:
-            entry = self._find(rrid)
+            entry = self._entries.find(rrid)
         if entry is None:
             self._tell(answer, *self._late(rrid, op))
             return
@@ -456,7 +381,7 @@ class Store:
     def _late(self, rrid: RRID, op: str) -> tuple[bool, Any]:
         """What to say about an id that was released."""
         with self._lock:
-            was_set = self._released.get(rrid, False)
+            was_set = self._entries.was_set(rrid)
         if was_set and op in ("isready", "wait"):
             return True, (True if op == "isready" else None)  # a Future that was set stays so
         if was_set and op in ("set", "put"):
@@ -488,7 +413,7 @@ class Store:
         if callable(deliver):
             self.run_blocking(partial(_run_delivery, deliver))
 
-    def _return(self, entry: _Entry, args: tuple[Any, ...], value: Any) -> None:
+    def _return(self, entry: Entry, args: tuple[Any, ...], value: Any) -> None:
         """Puts an item back. The next taker may fail too, and so on: a loop, where recursion would end at its limit."""
         with self._lock:
             self._returns.append((entry, args, value))
@@ -508,7 +433,7 @@ class Store:
             with self._lock:  # a user's own backing store need not have it
                 entry.kept.append((args, value))
 
-    def _kept_item(self, entry: _Entry, args: tuple[Any, ...], is_taken: bool) -> Any:
+    def _kept_item(self, entry: Entry, args: tuple[Any, ...], is_taken: bool) -> Any:
         """An item that an earlier take with equal arguments has brought for nobody, or NOTHING."""
         for each in list(entry.kept):
             if each[0] == args:  # the user's code: under no lock

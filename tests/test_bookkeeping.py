@@ -14,9 +14,9 @@ from conformance import deeds
 
 import distpool
 from distpool import CachingPool, Channel, Future, RemoteChannel, WorkerPool, myid, remotecall, remotecall_fetch
+from distpool.entries import TOMBSTONES
 from distpool.member import default_member
 from distpool.messages import RRID
-from distpool.store import TOMBSTONES
 from support import jobs
 from support.aside import Aside
 

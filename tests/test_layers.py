@@ -52,7 +52,7 @@ FLOORS = (
         "cores",
         "output",
     ),
-    ("peer", "store", "forkserver", "managers"),
+    ("peer", "entries", "store", "forkserver", "managers"),
     (
         "cluster",
         "callbacks",

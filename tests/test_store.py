@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from distpool.channel import Channel
+from distpool.entries import TOMBSTONES
 from distpool.errors import (
     CapturedException,
     ChannelClosedError,
@@ -19,7 +20,7 @@ from distpool.errors import (
     remote_exception,
 )
 from distpool.messages import RRID
-from distpool.store import TOMBSTONES, Store
+from distpool.store import Store
 
 ME, W1, W2, W3 = 1, 2, 3, 4
 REF = RRID(ME, 1)
