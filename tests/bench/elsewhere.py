@@ -61,6 +61,10 @@ def _running(*commands: Sequence[str]) -> Measure:
     return run
 
 
+def _workers(n: int) -> str:
+    return "1 worker" if n == 1 else f"{n} workers"
+
+
 def local_rows(_: Sequence[str]) -> Iterator[Row]:
     """Forked from a server that has been started, and fresh interpreters."""
     yield Row("this machine, 1 worker", None, _adding(1))
@@ -88,7 +92,7 @@ def mpi_rows(_: Sequence[str]) -> Iterator[Row]:
     }
     os.environ.update(as_root)
     for n in (1, 4):
-        yield Row(f"MPI, {n}", _running(["mpiexec", "-n", str(n), *BARE]), _adding(MPIManager(n)))
+        yield Row(f"MPI, {_workers(n)}", _running(["mpiexec", "-n", str(n), *BARE]), _adding(MPIManager(n)))
 
 
 def slurm_step_rows(_: Sequence[str]) -> Iterator[Row]:
@@ -96,7 +100,9 @@ def slurm_step_rows(_: Sequence[str]) -> Iterator[Row]:
     from distpool import SlurmManager
 
     for n in (1, 4):
-        yield Row(f"Slurm, in an allocation, {n}", _running(["srun", "-n", str(n), *BARE]), _adding(SlurmManager(n)))
+        yield Row(
+            f"Slurm, in an allocation, {_workers(n)}", _running(["srun", "-n", str(n), *BARE]), _adding(SlurmManager(n))
+        )
 
 
 def slurm_job_rows(_: Sequence[str]) -> Iterator[Row]:
@@ -106,7 +112,7 @@ def slurm_job_rows(_: Sequence[str]) -> Iterator[Row]:
     for n in (1, 4):
         wrap = f"srun {sys.executable} -c pass"
         bare = ["sbatch", "-Q", "--wait", "-o", "/dev/null", "-n", str(n), "--wrap", wrap]
-        yield Row(f"Slurm, by `sbatch`, {n}", _running(bare), _adding(SlurmManager(n)))
+        yield Row(f"Slurm, by `sbatch`, {_workers(n)}", _running(bare), _adding(SlurmManager(n)))
 
 
 def ray_rows(_: Sequence[str]) -> Iterator[Row]:
@@ -129,7 +135,7 @@ def ray_rows(_: Sequence[str]) -> Iterator[Row]:
         return lambda: ray.get([each.run.remote() for each in [actor.remote() for _ in range(n)]])
 
     for n in (1, 4):
-        yield Row(f"Ray, {n}", bare(n), _adding(RayManager(n), timeout=120))
+        yield Row(f"Ray, {_workers(n)}", bare(n), _adding(RayManager(n), timeout=120))
 
 
 def dask_rows(words: Sequence[str]) -> Iterator[Row]:
@@ -144,7 +150,7 @@ def dask_rows(words: Sequence[str]) -> Iterator[Row]:
         return lambda: client.gather([client.submit(subprocess.call, BARE, pure=False) for _ in range(n)])
 
     for n in (1, 2):
-        yield Row(f"Dask, {n}", bare(n), _adding(DaskManager(client, n)))
+        yield Row(f"Dask, {_workers(n)}", bare(n), _adding(DaskManager(client, n)))
 
 
 # -- the places --------------------------------------------------------------------------------------------------------
