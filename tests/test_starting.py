@@ -128,6 +128,27 @@ def test_a_prepared_server_that_has_died_is_replaced(run_script: RunScript) -> N
     assert run_script(PREPARED + text) == (0, "done\n", "")
 
 
+def test_a_server_that_cannot_be_booted_is_told_where_workers_are_wanted(run_script: RunScript) -> None:
+    """By the constructor that waits for its workers, else by the tasks; not by what only prepares."""
+    text = """
+        import sys
+        from distpool import LaunchWorkerError, WorkerPool
+
+        sys.executable = "/no/such/python"
+        WorkerPool.prepare()
+        try:
+            WorkerPool(processes=1)
+        except LaunchWorkerError as error:
+            print("/no/such/python" in str(error))
+        with WorkerPool(processes=1, wait=False) as pool:
+            try:
+                pool.submit(abs, -1).result()
+            except LaunchWorkerError as error:
+                print("/no/such/python" in str(error))
+    """
+    assert run_script(text) == (0, "True\nTrue\n", "")
+
+
 def test_a_program_that_only_prepares_leaves_nothing(run_script: RunScript) -> None:
     """The server ends with the program, also one that has not come to serve; `run_script` counts who is left."""
     assert run_script("from distpool import WorkerPool\nWorkerPool.prepare()\nprint('done')") == (0, "done\n", "")

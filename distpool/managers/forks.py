@@ -9,12 +9,14 @@ reading thread. Owns: the fork servers, the shared page on which workers note wh
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 
 from distpool.copies import tell_in_copies
+from distpool.errors import LaunchWorkerError
 from distpool.forkserver.client import ForkServer
 from distpool.forkserver.exits import describe_exit, oom_kills
 from distpool.forkserver.frames import OUTPUT_WINDOW, PRELOAD_TOKEN
@@ -268,7 +270,11 @@ servers = _Servers()
 atexit.register(servers.close)
 
 
-def boot(preload: tuple[str, ...], is_threaded: bool = False) -> None:
-    """Have the fork server for such workers started, unless there is one; who asks for workers need not wait then."""
+def boot(preload: tuple[str, ...]) -> None:
+    """Have the fork server for such workers started, unless there is one; who asks for workers need not wait then.
+
+    Where that cannot be done, who asks for workers is told.
+    """
     if ForkServer.available():
-        servers.get(preload, is_threaded)
+        with contextlib.suppress(OSError, LaunchWorkerError):
+            servers.get(preload, False)

@@ -147,7 +147,8 @@ class WorkerPool(Promising):
 
         Of use to programs that know that they will have a pool and do something else first, such as imports. It is the
         process that all pools with the same ``preload`` have in common; it ends with the program. Not for the top of
-        modules that workers import: each would boot one of its own. Returns at once, harmless to repeat.
+        modules that workers import: each would boot one of its own. Returns at once, harmless to repeat. Raises nothing
+        when that cannot be done: the pool will say why.
 
         >>> WorkerPool.prepare()
         """
