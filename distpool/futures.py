@@ -175,14 +175,12 @@ class TaskFuture(Future[T], Generic[T]):
             callbacks, self._callbacks = self._callbacks, None
         if callbacks:
             self._giver.callbacks.add(lambda: self._call_back(callbacks), then=self._tell)
-        else:
+        elif self._waiters is not None:
             self._tell()
         return True
 
     def _tell(self) -> None:
         """Wake whoever waits."""
-        if self._waiters is None and not self._is_called_back:
-            return
         with _lock:
             self._is_called_back = False
             waiters, self._waiters = self._waiters, None

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from itertools import islice
 
 from distpool.dispatch.slots import Shipment, Slot
 from distpool.envelopes import CALL
@@ -155,11 +154,16 @@ class Ledger:
 
     def hungry_jobs(self, most: int | None = None) -> list[Job]:
         """Jobs that have tasks, so many at most; each time another one is first."""
+        jobs: list[Job] = []
         with self._lock:
-            jobs = list(islice((job for job in self._jobs if job.is_hungry), most))
-            if len(self._jobs) > 1:
+            for job in self._jobs:
+                if job.is_hungry:
+                    jobs.append(job)
+                    if len(jobs) == most:
+                        break
+            if jobs:
                 self._jobs.move_to_end(next(iter(self._jobs)))
-            return jobs
+        return jobs
 
     def unfinished_jobs(self) -> list[Job]:
         """The jobs whose owners would wait for ever without workers."""
