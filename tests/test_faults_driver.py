@@ -381,6 +381,34 @@ def test_what_a_closed_pool_raised_keeps_no_other_pool(run: Callable[..., Any]) 
     assert (code, out, err) == (0, "gone\n", "")
 
 
+def test_an_input_that_fails_does_not_keep_the_pool(run: Callable[..., Any]) -> None:
+    """Its error has the frames of the loop over the results, and so all that could tell that nobody has these."""
+    code, out, err = run("""
+    import psutil
+    from distpool.compat.multiprocessing import Pool
+    from support.leaks import eventually
+    def numbers():
+        yield from range(20)
+        raise ValueError("no more")
+    def use():
+        pool = Pool(2)
+        pids = [each.pid for each in pool._pool]
+        try:
+            for _ in pool.imap_unordered(square, numbers()):
+                pass
+        except ValueError as error:
+            print(error)
+        return pids
+    pids = use()
+    def are_gone():
+        gc.collect()  # of the iterator, and then of the pool
+        return not any(psutil.pid_exists(pid) for pid in pids)
+    eventually(are_gone, 10)
+    print("gone")
+    """)
+    assert (code, out) == (0, "no more\ngone\n"), err
+
+
 def test_an_error_of_the_script_is_its_only_noise(run: Callable[..., Any]) -> None:
     """An uncaught exception with a pool open: its traceback, status 1, and nothing of ours."""
     code, _, err = run("""

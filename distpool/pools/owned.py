@@ -16,6 +16,7 @@ manager's; one that cannot start a worker in another's place leaves the pool sma
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -353,6 +354,23 @@ class OwnedWorkers:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
+    def last_resort(self) -> Callable[[], None]:
+        """Return what ends the workers when nobody has the pool any more; to be called on the reading thread.
+
+        It has nothing of the pool's work: that keeps errors, with the frames that they came through, and so whatever is
+        at hand there, be it the pool itself, or another.
+        """
+        owned, member, manager = weakref.ref(self), self._member, self._manager
+
+        def end() -> None:
+            left = owned()  # workers are just being started, or it would be gone with the pool
+            if left is not None:
+                left.abandon()
+            else:
+                member.threads.run(lambda: _end_workers(member, manager, 9))
+
+        return end
+
     def abandon(self) -> None:
         """Nobody has the pool any more. On the reading thread."""
         if not self._has_ended:
@@ -368,13 +386,7 @@ class OwnedWorkers:
             self._await_start()  # initializers are work, too
         self._is_ending = True
         try:
-            if self._manager is not None:
-                self._manager.close()
-            if not wait_for_work:
-                for config in list(member.configs.values()):
-                    if config.process is not None:
-                        config.process.send_signal(signal)
-            leave(member)
+            _end_workers(member, self._manager, None if wait_for_work else signal)
         except KeyboardInterrupt:
             with DeferredInterrupt():  # the next one must not come before this
                 member.threads.run(lambda: self.end(wait_for_work=False))
@@ -387,6 +399,17 @@ class OwnedWorkers:
         # Without an identity it has not begun: Ctrl-C came between.
         if starter is not None and starter.ident is not None and starter is not threading.current_thread():
             starter.join()
+
+
+def _end_workers(member: Member, manager: ClusterManager | None, signal: int | None) -> None:
+    """End every worker of a pool; with a signal at once, whatever it does."""
+    if manager is not None:
+        manager.close()
+    if signal is not None:
+        for config in list(member.configs.values()):
+            if config.process is not None:
+                config.process.send_signal(signal)
+    leave(member)
 
 
 def _failure(future: Future[object]) -> BaseException | None:

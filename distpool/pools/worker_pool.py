@@ -124,8 +124,7 @@ class WorkerPool(Promising):
             tally("pools")
             # A pool that nobody has any more ends its workers: jobs under way and futures that wait keep it. Before
             # they start, as Ctrl-C may leave the pool to nobody at any moment.
-            self._finalizer = weakref.finalize(self, self._member.reader.run_soon, self._owned.abandon)
-            self._finalizer.atexit = False
+            weakref.finalize(self, self._member.reader.run_soon, self._owned.last_resort()).atexit = False
             if wait:
                 self._owned.start()
             else:
@@ -433,7 +432,7 @@ class WorkerPool(Promising):
         try:
             if self._owned is not None:
                 self._owned.end(wait_for_work=True)
-                self._give_up()
+                self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
                 self.callbacks.wait()
             self._unlisten()
         except KeyboardInterrupt:
@@ -450,16 +449,8 @@ class WorkerPool(Promising):
         self._is_closed = True
         if self._owned is not None:
             self._owned.end(wait_for_work=False, signal=signal)
-            self._give_up()
+            self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
         self._unlisten()
-
-    def _give_up(self) -> None:
-        """The workers have ended. Who asks for results hears of it, in an error that keeps the frames it is raised in.
-
-        So nothing may keep that error for ever: the finalizer would, with the pool and all that is in those frames.
-        """
-        self._finalizer.detach()
-        self._dispatch.give_up(RuntimeError("the pool was closed before this task was done"))
 
     def _unlisten(self) -> None:
         if self._stop_listening.acquire(False):  # close and terminate may both come here, more than once
