@@ -189,6 +189,11 @@ def make_array(typecode: str, buffer: Any) -> Any:
     return made
 
 
+def _weak_keys(packer: Gathering, weak: Any) -> Any:
+    """What functools.singledispatch remembers its choices in. Arrives with those keys that something there holds."""
+    return type(weak), (dict(weak),)
+
+
 def _cached_function(packer: Gathering, cached: Any) -> Any:
     """Decorated by functools.lru_cache: pickle knows it by name only. Travels with an empty cache."""
     if goes_by_name(cached):
@@ -259,6 +264,7 @@ _RULES: Final[dict[str, Rule]] = {
     "functools._lru_cache_wrapper": _cached_function,
     "functools.cached_property": _cached_property,
     "_io._TextIOBase": _standard_stream,
+    "weakref.WeakKeyDictionary": _weak_keys,
     "typing.NewType": _new_type,
     "dataclasses._MISSING_TYPE": _dataclass_mark,
     "dataclasses._HAS_DEFAULT_FACTORY_CLASS": _dataclass_mark,

@@ -344,3 +344,33 @@ def test_a_pool_that_ends_while_it_starts() -> None:
         if not result.successful():
             with pytest.raises(RuntimeError, match=r"^the pool was closed before this task was done$"):
                 result.get()
+
+
+def test_functions_that_choose_by_type(run_script: Any) -> None:
+    """``functools.singledispatch`` and ``singledispatchmethod`` in a script."""
+    text = """
+    from functools import singledispatch, singledispatchmethod
+    from distpool.compat.multiprocessing import Pool
+
+    @singledispatch
+    def kind(x):
+        return "object"
+
+    @kind.register
+    def _(x: int):
+        return "int"
+
+    class Teller:
+        @singledispatchmethod
+        def tell(self, x):
+            return "object"
+
+        @tell.register(str)
+        def _(self, x):
+            return "str"
+
+    kind(1)
+    with Pool(1) as pool:
+        print(pool.map(kind, [1, "a"]), pool.map(Teller().tell, [1, "a"]))
+    """
+    assert run_script(text) == (0, "['int', 'object'] ['object', 'str']\n", "")
