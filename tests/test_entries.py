@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,15 +78,16 @@ def test_who_was_given_something_by_an_ended_process_has_the_last_word(entries: 
     assert REF not in entries
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from([W1, W2]), st.sampled_from([MAKER, W1, W2]), st.integers(1, 3))), st.randoms()
-)
-def test_the_order_of_news_does_not_matter(given_: list[tuple[int, int, int]], random: object) -> None:
+GIFTS = st.tuples(st.sampled_from([W1, W2]), st.sampled_from([MAKER, W1, W2]), st.integers(1, 3))  # to, by, how many
+
+
+@given(st.lists(GIFTS), st.randoms())
+def test_the_order_of_news_does_not_matter(gifts: list[tuple[int, int, int]], random: Random) -> None:
     """Whoever gave back all that it was given holds nothing in the end, whichever of the two was heard first."""
     entries = Entries()
     entries.find(REF)
-    news = [(holder, giver, sign * count) for holder, giver, count in given_ for sign in (1, -1)]
-    random.shuffle(news)  # type: ignore[attr-defined]
+    news = [(holder, giver, sign * count) for holder, giver, count in gifts for sign in (1, -1)]
+    random.shuffle(news)
     for holder, giver, count in news:
         counted = entries.add(REF, holder, giver, count)
         assert counted is not None
