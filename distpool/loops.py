@@ -11,7 +11,8 @@ from distpool.member import default_member
 from distpool.membership import workers
 from distpool.pools.abstract import AbstractWorkerPool
 from distpool.pools.caching import CachingPool
-from distpool.pools.worker_pool import WorkerPool, map_options
+from distpool.pools.making import map_options
+from distpool.pools.worker_pool import WorkerPool
 
 
 def pmap(

@@ -8,6 +8,7 @@ it:
     abstract     what every pool promises
     handles      a pool as other processes see it
     owned        the workers of a pool's own
+    making       what the user gave becomes jobs
     promising    what a pool offers to those who build on it
     worker_pool  WorkerPool
     caching      CachingPool

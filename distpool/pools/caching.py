@@ -7,10 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from distpool.light import TYPE_CHECKING, Any, later
-from distpool.pools.worker_pool import KEPT_FUNCTIONS, WorkerPool
+from distpool.pools.making import KEPT_FUNCTIONS, Making
+from distpool.pools.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from distpool import jobs, pickling
+    from distpool.dispatch import Dispatch
     from distpool.jobs import CallJob
 else:
     jobs, pickling = later("distpool.jobs"), later("distpool.pickling")
@@ -29,13 +31,37 @@ class CachingPool(WorkerPool):
     >>> _ = rmprocs(pids)
     """
 
+    _making: _Keeping
+
     def __init__(self, pids: Iterable[int] | None = None) -> None:
+        super().__init__(pids)
+
+    def _make_making(self) -> Making:
+        return _Keeping(self._dispatch)
+
+    def cached(self) -> list[Any]:
+        """Return the callables that are kept, the least lately used first."""
+        return self._making.cached()
+
+    def clear(self) -> CachingPool:
+        """Forget all callables, here and at the workers. Returns the pool."""
+        self._making.clear()
+        return self
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("a CachingPool belongs to the process that made it and cannot be sent to another")
+
+
+class _Keeping(Making):
+    """Makes jobs whose callables stay at the workers."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        super().__init__(dispatch)
         # By identity of the callable, which is kept alive so that the identity stays its own.
         self._cached: OrderedDict[int, tuple[Any, dict[str, Any]]] = OrderedDict()
         self._cached_lock = threading.Lock()  # protects _cached
-        super().__init__(pids)
 
-    def _function(self, f: Callable[..., Any]) -> dict[str, Any]:
+    def function(self, f: Callable[..., Any]) -> dict[str, Any]:
         """How a callable travels: once per worker and pool."""
         with self._cached_lock:
             known = self._cached.get(id(f))
@@ -50,24 +76,21 @@ class CachingPool(WorkerPool):
             self._dispatch.forget(old[1]["number"])
         return options
 
-    def _call_job(self, f: Callable[..., Any]) -> CallJob:
-        job = jobs.CallJob(f, self._dispatch.pump, **self._function(f))
+    def call_job(self, f: Callable[..., Any]) -> CallJob:
+        """A job of its own for each call, of the one callable that the workers have."""
+        job = jobs.CallJob(f, self._dispatch.pump, **self.function(f))
         job.is_passing = True
         return job
 
     def cached(self) -> list[Any]:
-        """Return the callables that are kept, the least lately used first."""
+        """The callables that are kept."""
         with self._cached_lock:
             return [f for f, _ in self._cached.values()]
 
-    def clear(self) -> CachingPool:
-        """Forget all callables, here and at the workers. Returns the pool."""
+    def clear(self) -> None:
+        """Forget them."""
         with self._cached_lock:
             numbers = [options["number"] for _, options in self._cached.values()]
             self._cached.clear()
         for number in numbers:
             self._dispatch.forget(number)
-        return self
-
-    def __reduce__(self) -> Any:
-        raise RuntimeError("a CachingPool belongs to the process that made it and cannot be sent to another")

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from distpool import pickling, turns
     from distpool.dispatch import Dispatch
     from distpool.futures import Promise
-    from distpool.jobs import CallJob, PromisedMap, StreamJob
+    from distpool.jobs import StreamJob
     from distpool.member import Member
+    from distpool.pools.making import Making
     from distpool.turns import InTurn
     from distpool.waiting import Waiter
 else:
@@ -117,6 +118,7 @@ class Promising(AbstractWorkerPool):
 
     _member: Member
     _dispatch: Dispatch
+    _making: Making
 
     def submit_into(self, promise: Promise, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Run ``f(*args, **kwargs)`` on the first worker that is free; its outcome goes to ``promise``.
@@ -131,7 +133,7 @@ class Promising(AbstractWorkerPool):
 
     def _send(self, promise: Promise, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check_open()
-        job = self._call_job(f)
+        job = self._making.call_job(f)
         job.waiting.append((pickling.dump_arguments(args, kwargs), promise))
         if not job.is_listed or self._dispatch.broken is not None:  # it was just given up in favour of others
             self._dispatch.start(job)
@@ -205,6 +207,28 @@ class Promising(AbstractWorkerPool):
             self._dispatch, self._member, self._stream_job(f, iterables, ordered, ahead, options, star, aside)
         )
 
+    def _stream_job(
+        self,
+        f: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        is_ordered: bool,
+        buffer_size: int | None,
+        options: dict[str, Any],
+        star: bool = False,
+        aside: bool = False,
+    ) -> StreamJob:
+        return self._making.stream_job(
+            f,
+            iterables,
+            options,
+            is_ordered=is_ordered,
+            buffer_size=buffer_size,
+            workers=self._width(),
+            keeps=self,
+            star=star,
+            aside=self._member.threads.run if aside else None,
+        )
+
     def map_into(
         self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], /, *, star: bool = False, **options: Any
     ) -> Callable[[], int]:
@@ -216,7 +240,7 @@ class Promising(AbstractWorkerPool):
         Options as for ``map``. Returns what tells how many tasks are done.
         """
         self._check_open()
-        job = self._promised_map(promise, f, iterable, star, options)
+        job = self._making.promised_map(promise, f, iterable, star, options)
         self._dispatch.run_aside(job)
         self._member.reader.expect()
         return lambda: job.settled
@@ -229,22 +253,6 @@ class Promising(AbstractWorkerPool):
     def _check_open(self) -> None:
         raise NotImplementedError
 
-    def _promised_map(
-        self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], star: bool, options: dict[str, Any]
-    ) -> PromisedMap:
-        raise NotImplementedError
-
-    def _call_job(self, f: Callable[..., Any]) -> CallJob:
-        raise NotImplementedError
-
-    def _stream_job(
-        self,
-        f: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
-        is_ordered: bool,
-        buffer_size: int | None,
-        options: dict[str, Any],
-        star: bool = False,
-        aside: bool = False,
-    ) -> StreamJob:
+    def _width(self) -> int:
+        """How many workers there are, or shall be."""
         raise NotImplementedError

@@ -10,11 +10,11 @@ import os
 import sys
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from distpool.light import TYPE_CHECKING, Any, Final, TypeVar, later
+from distpool.light import TYPE_CHECKING, Any, TypeVar, later
 from distpool.messages import DRIVER
+from distpool.pools.making import Making
 from distpool.pools.promising import Promising
 from distpool.waiting import Deadline
 
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from distpool import dispatch, futures, jobs, pickling
     from distpool import member as members
     from distpool.errors import ProcessExitedException
-    from distpool.futures import Promise, TaskFuture
-    from distpool.jobs import CallJob, MapJob, Pace, PromisedMap, StreamJob
+    from distpool.futures import TaskFuture
+    from distpool.jobs import MapJob
     from distpool.managers.interface import ClusterManager
     from distpool.managers.machines import MachineSpec
     from distpool.member import Member
     from distpool.output import How
-    from distpool.pickling import Parcel
     from distpool.pools.owned import OwnedWorkers
     from distpool.refs import Future
 else:  # imported with the first pool, while the fork server boots
@@ -36,12 +35,6 @@ else:  # imported with the first pool, while the fork server boots
     members, pickling = later("distpool.member"), later("distpool.pickling")
 
 T = TypeVar("T")
-
-# Callables that a pool keeps at its workers, beside those in use; the least lately used goes first. Arbitrary: enough
-# for a program's own functions, and a bound for one that makes a new lambda for each call.
-KEPT_FUNCTIONS: Final = 64
-# Globals that a kept callable mentions, pickled: it is sent anew with each call if they are larger. Arbitrary.
-KEPT_BYTES: Final = 64 << 10
 
 _NOT_GIVEN: Any = object()
 
@@ -159,10 +152,7 @@ class WorkerPool(Promising):
         self._member = member
         self._dispatch = dispatch.Dispatch(member)
         self.callbacks = self.in_turn()  # of the futures of submit
-        # For submit, by callable or its pickle; oldest first.
-        self._functions: OrderedDict[Any, CallJob] = OrderedDict()
-        self._functions_lock = threading.Lock()  # protects _functions
-        self._paces: weakref.WeakKeyDictionary[Any, Pace] = weakref.WeakKeyDictionary()  # of maps, by callable
+        self._making = self._make_making()
         self._is_closed = False
         self._os_pid = os.getpid()  # a forked copy of this process has neither the pool nor its workers
         # The cluster must not keep the pool: it would never be collected.
@@ -172,6 +162,9 @@ class WorkerPool(Promising):
         self._stop_listening = threading.Lock()  # taken by the one who does, and kept
         member.cluster.listen_for_leaving(self._leaving_listener)
         self._left: set[int] = set()  # members that are being removed: they get nothing more, and are not gone yet
+
+    def _make_making(self) -> Making:
+        return Making(self._dispatch)
 
     def __repr__(self) -> str:
         state = " closed" if self._is_closed else ""
@@ -279,30 +272,24 @@ class WorkerPool(Promising):
         or ProcessExitedException when the worker died in it; the input's own error as it is; TypeError for what cannot
         be pickled.
         """
-        options = {**self._function(f), **map_options(batch_size, timeout, on_error, retry_delays, retry_check)}
-        return self._run(jobs.MapJob(f, _checked_input(iterables), fail_fast=fail_fast, pace=self._pace(f), **options))
+        options = {
+            "batch_size": batch_size,
+            "timeout": timeout,
+            "on_error": on_error,
+            "retry_delays": retry_delays,
+            "retry_check": retry_check,
+        }
+        return self._run(self._making.map_job(f, iterables, options, fail_fast=fail_fast))
 
     def starmap(
         self, f: Callable[..., T], iterable: Iterable[Iterable[Any]], /, *, fail_fast: bool = True, **options: Any
     ) -> list[T]:
         """Return ``[f(*args) for args in iterable]``; options as for ``map``."""
-        checked = {**self._function(f), **map_options(**options)}
-        return self._run(jobs.MapJob(f, (iterable,), star=True, fail_fast=fail_fast, pace=self._pace(f), **checked))
+        return self._run(self._making.map_job(f, (iterable,), options, fail_fast=fail_fast, star=True))
 
     def _run(self, job: MapJob) -> list[Any]:
         self._check_open()
         return self._dispatch.run(job)
-
-    def _pace(self, f: Callable[..., Any]) -> Pace | None:
-        """What former maps of the callable have told; None for one that cannot be a key."""
-        try:
-            return self._paces.setdefault(f, jobs.Pace())
-        except TypeError:
-            return None
-
-    def _function(self, f: Callable[..., Any]) -> dict[str, Any]:
-        """How a job's callable travels: once per worker and job."""
-        return {}
 
     def imap(
         self, f: Callable[..., T], /, *iterables: Iterable[Any], buffersize: int | None = None, **options: Any
@@ -334,35 +321,8 @@ class WorkerPool(Promising):
             raise ValueError(f"buffersize={buffer_size}: at least one task must be read ahead")
         return self._dispatch.stream(self._stream_job(f, iterables, is_ordered, buffer_size, options))
 
-    def _stream_job(
-        self,
-        f: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
-        is_ordered: bool,
-        buffer_size: int | None,
-        options: dict[str, Any],
-        star: bool = False,
-        aside: bool = False,
-    ) -> StreamJob:
-        return jobs.StreamJob(
-            f,
-            _checked_input(iterables),
-            is_ordered=is_ordered,
-            buffer_size=buffer_size,
-            workers=len(self._dispatch.workers()) if self._owned is None else self._owned.wanted,
-            keeps=self,
-            schedule=self._dispatch.schedule,
-            star=star,
-            aside=self._member.threads.run if aside else None,
-            **self._function(f),
-            **map_options(**options),
-        )
-
-    def _promised_map(
-        self, promise: Promise, f: Callable[..., Any], iterable: Iterable[Any], star: bool, options: dict[str, Any]
-    ) -> PromisedMap:
-        checked = {**self._function(f), **map_options(**options)}
-        return jobs.PromisedMap(promise, f, _checked_input((iterable,)), star=star, pace=self._pace(f), **checked)
+    def _width(self) -> int:
+        return len(self._dispatch.workers()) if self._owned is None else self._owned.wanted
 
     def submit(self, f: Callable[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]:
         """Run ``f(*args, **kwargs)`` on the first worker that is free; return its future at once.
@@ -372,32 +332,6 @@ class WorkerPool(Promising):
         future: TaskFuture[T] = futures.TaskFuture(self._member, self)
         self._send(future, f, args, kwargs)
         return future
-
-    def _call_job(self, f: Callable[..., Any]) -> CallJob:
-        key: Any = f
-        function: Parcel | None = None
-        if not pickling.goes_by_name(f):
-            function = pickling.dump(f)
-            if not _may_be_kept(function):
-                return self._new_call_job(f, function, is_passing=True)
-            key = function.body
-        with self._functions_lock:
-            old = self._functions.get(key)
-            if old is not None and (function is None or _has_same_globals(old.function, function)):
-                return old
-            job = self._functions[key] = self._new_call_job(f, function, is_passing=False)
-            if old is None and len(self._functions) > KEPT_FUNCTIONS:
-                old = self._functions.popitem(last=False)[1]
-        if old is not None:
-            self._dispatch.pass_on(old)
-        return job
-
-    def _new_call_job(self, f: Callable[..., Any], function: Parcel | None, is_passing: bool) -> CallJob:
-        job = jobs.CallJob(f, self._dispatch.pump, function=function)
-        job.is_passing = is_passing
-        if function is not None and not is_passing:  # kept for later calls: what it is bound to shall not be
-            job.f = None
-        return job
 
     # -- calls on this pool go through its queue, so they never wait for each other ----------------------------------
 
@@ -475,22 +409,6 @@ class WorkerPool(Promising):
         return handle_of, (self._member.pid, register(self))
 
 
-def _may_be_kept(function: Parcel) -> bool:
-    """Whether a callable's parcel is small, and stays what it is: arrays in it are the user's, who may change them."""
-    shipped = (function.globals or {}).values()
-    if function.buffers or function.refs or any(each.buffers for each in shipped):
-        return False
-    return sum(len(each.body) for each in shipped) <= KEPT_BYTES
-
-
-def _has_same_globals(before: Parcel, now: Parcel) -> bool:
-    """Whether what a callable mentions is bound to the same objects as before, and they have the same contents."""
-    old, new = before.globals or {}, now.globals or {}
-    return old.keys() == new.keys() and all(
-        each.value is new[name].value and each.body == new[name].body for name, each in old.items()
-    )
-
-
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
     """Return a function that calls a method as long as its object lives."""
     weak = weakref.WeakMethod(method)
@@ -501,32 +419,3 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
             target(*args)
 
     return call
-
-
-def _checked_input(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], ...]:
-    if not iterables:
-        raise TypeError("map() needs at least one iterable")
-    for iterable in iterables:
-        iter(iterable) if not hasattr(iterable, "__next__") else None
-    return iterables
-
-
-def map_options(
-    batch_size: int | str = "auto",
-    timeout: float | None = None,
-    on_error: Callable[[BaseException], Any] | None = None,
-    retry_delays: Iterable[float] = (),
-    retry_check: Callable[..., Any] | None = None,
-) -> dict[str, Any]:
-    """Check the options of a map and its relatives; return them as a job wants them."""
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size={batch_size!r}: a number of tasks from 1 on, or 'auto'")
-    if timeout is not None and timeout <= 0:
-        raise ValueError(f"timeout={timeout}: a number of seconds above 0, or None")
-    delays = list(retry_delays)
-    has_handlers = bool(delays) or on_error is not None
-    return {
-        "batch_size": None if batch_size == "auto" else batch_size,
-        "timeout": timeout,
-        "retries": jobs.Retries(delays, retry_check, on_error) if has_handlers else None,
-    }
