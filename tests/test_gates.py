@@ -36,6 +36,7 @@ def test_format() -> None:
     run("ruff", "format", "--check", ".")
 
 
+@pytest.mark.timeout(300)  # the first time, when nothing is cached, it takes half a minute of a processor
 @pytest.mark.parametrize("version", sorted({OLDEST, RUNNING}))
 def test_types(version: str) -> None:
     """mypy --strict accepts the package for the oldest Python and for this one."""

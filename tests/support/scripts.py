@@ -7,6 +7,7 @@ output open, so output goes to files: with pipes, the test would wait for ever f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -139,5 +140,6 @@ class Script:
     def kill(self) -> None:
         """Ends the script and everything that carries its mark; harmless when all has ended."""
         for process in self.survivors():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
+                process.kill()
         self.process.wait()
