@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from distpool.calls import call_into_future, wrapped
+from distpool.calls import Completion, call_into_future, wrapped
 from distpool.cores import usable_cores
 from distpool.dispatch import Dispatch
 from distpool.errors import CompositeException, LaunchWorkerError, ProcessExitedException
@@ -174,16 +174,28 @@ class OwnedWorkers:
     def _initialize(self, pids: Sequence[int]) -> Iterator[tuple[int, BaseException | None]]:
         """Run the initializer on workers, on all at once; yield with each what it raised there, if it did."""
         begun = [(pid, self._begin_initializing(pid)) for pid in pids]
-        for pid, future in begun:
-            yield pid, future if future is None or isinstance(future, BaseException) else _failure(future)
+        for pid, call in begun:
+            yield pid, self._failure(*call) if isinstance(call, tuple) else call
 
-    def _begin_initializing(self, pid: int) -> Future[object] | BaseException | None:
+    def _begin_initializing(self, pid: int) -> tuple[Future[object], Completion] | BaseException | None:
         if self._initializer is None:
             return None
+        completion = Completion()
         try:
-            return call_into_future(self._member, self._initializer, pid, self._initargs, {})
+            future = call_into_future(self._member, self._initializer, pid, self._initargs, {}, completion)
         except Exception as error:  # it is gone, or what the initializer mentions cannot be pickled any more
             return error
+        return future, completion
+
+    def _failure(self, future: Future[object], completion: Completion) -> BaseException | None:
+        """Wait for an initializer, which says by itself that it has ended; return what it raised."""
+        try:
+            self._member.reader.wait(completion, eager=True)
+            if completion.has_failed:
+                future.wait()
+        except BaseException as error:  # the user's code
+            return error
+        return None
 
     # -- who has a place -----------------------------------------------------------------------------------------
 
@@ -410,15 +422,6 @@ def _end_workers(member: Member, manager: ClusterManager | None, signal: int | N
             if config.process is not None:
                 config.process.send_signal(signal)
     leave(member)
-
-
-def _failure(future: Future[object]) -> BaseException | None:
-    """Wait for an initializer; return what it raised."""
-    try:
-        future.wait()
-    except BaseException as error:  # the user's code
-        return error
-    return None
 
 
 def _checked_number(processes: object) -> int:
