@@ -145,7 +145,7 @@ def test_nothing_outlives_a_killed_driver(
         "time.sleep(1000)\n"
     )
     script.wait_for("ready")
-    assert len(cluster.fleet.workers()) == 2
+    assert len(cluster.fleet.workers()) == 4, "each with its watchdog"
     script.send(signal.SIGKILL)
     script.no_survivors()
     eventually(lambda: not cluster.fleet.workers(), 20)

@@ -164,7 +164,7 @@ def test_nothing_outlives_a_killed_driver(cluster: ray.Ray, driver: Driver, even
         "time.sleep(1000)\n"
     )
     script.wait_for("ready", timeout=60)
-    assert len(cluster.fleet.workers()) == 2
+    assert len(cluster.fleet.workers()) == 4, "each with its watchdog"
     script.send(signal.SIGKILL)
     script.no_survivors()
     eventually(lambda: not cluster.fleet.workers(), 30)
