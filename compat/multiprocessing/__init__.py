@@ -15,7 +15,9 @@ Rooms:
     failures    errors as the standard library raises them
     results     what its methods return
     streams     what imap returns
-    callbacks   the one thread in which callbacks run
+    insides     what programs reach for inside a pool
+    births      what each worker is told first
+    carried     what the program has set for itself and its workers go by as well
     children    the workers, as multiprocessing shows processes
     travel      how locks, pipes, shared memory and proxies get to workers
     opening     the function Pool
