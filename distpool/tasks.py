@@ -161,14 +161,18 @@ class Tasks:
         """True while an envelope runs or waits."""
         return bool(self._running or self._queue)
 
-    def running_on(self, thread: int) -> Envelope | None:
-        """Return the envelope that ``thread`` runs."""
-        return self._running.get(thread)
-
     def is_running(self, thread: int, request: int, number: int) -> bool:
         """True while ``thread`` runs task ``number`` (counted from 1; 0 is any) of the envelope ``request``."""
         envelope = self._running.get(thread)
         return envelope is not None and envelope.frame.request == request and number in (0, envelope.started)
+
+    def is_between(self, thread: int) -> bool:
+        """True when ``thread``, the caller, is just between two tasks of an envelope: nobody's would be interrupted."""
+        envelope = self._running.get(thread)
+        if envelope is None or envelope.unopened:
+            return False
+        taken = envelope.count - len(envelope.items)
+        return taken != envelope.started or envelope.started <= envelope.sent + len(envelope.results)
 
     def flush_running(self) -> None:
         """Send what the running envelopes have finished; the reading thread calls it while a long task runs."""
@@ -229,10 +233,14 @@ class Tasks:
                 return
             except KeyboardInterrupt as error:
                 # It came between two lines of the loop instead of inside the task; the task that had begun is meant.
-                with envelope.flush_lock:  # else results that are just leaving count neither as here nor as sent
-                    if envelope.started > envelope.sent + len(envelope.results):
-                        envelope.failed = True
-                        envelope.results.append(Failure(error))
+                self._fail(envelope, error)
+
+    def _fail(self, envelope: Envelope, error: BaseException, stage: str = "") -> None:
+        """The task that had begun has failed; unless its result is there: Ctrl-C came when that was just put away."""
+        with envelope.flush_lock:  # else results that are just leaving count neither as here nor as sent
+            if envelope.started > envelope.sent + len(envelope.results):
+                envelope.failed = True
+                envelope.results.append(Failure(error, stage))
 
     def _loop(self, envelope: Envelope, f: Any, how: int) -> None:
         """Everything a task costs beside itself is here, and in the next one."""
@@ -262,8 +270,7 @@ class Tasks:
                 else:
                     done(f(*item[0], **item[1]))
             except BaseException as error:  # the user's code: one of the three edges that catch everything
-                envelope.failed = True
-                done(Failure(error, "opening" if apart and type(item) is Item else ""))
+                self._fail(envelope, error, "opening" if apart and type(item) is Item else "")
 
     def _loop_plainly(self, envelope: Envelope, f: Any) -> None:
         """The same for what maps of tiny tasks are made of: half of what the general loop costs.
@@ -288,13 +295,13 @@ class Tasks:
             try:
                 done(f(item))
             except BaseException as error:  # the user's code: one of the three edges that catch everything
-                envelope.failed = True
-                done(Failure(error))
+                self._fail(envelope, error)
 
     def _fail_all(self, envelope: Envelope, error: BaseException) -> None:
         """The callable or the items could not be opened: every task of the envelope has this error."""
         if envelope.unopened:
             envelope.unopened = False
+            envelope.items.clear()  # an interrupt may have come when they were just there
             envelope.items.extend([None] * envelope.count)
         while envelope.items:
             envelope.items.popleft()

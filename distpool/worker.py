@@ -53,6 +53,13 @@ def run_forked(descriptor: int, setup: dict[str, Any]) -> None:
     Worker(socket.socket(fileno=descriptor), slot).serve()
 
 
+class _Order:
+    """To interrupt what the main thread runs, and nothing that it runs later."""
+
+    def __init__(self, meant: object) -> None:
+        self.meant = meant
+
+
 class Worker:
     """This process as a worker: its main thread, and who stands in for it.
 
@@ -78,7 +85,8 @@ class Worker:
         self._is_leaving = False
         self._is_idle = True  # the main thread waits for work
         self._may_interrupt = False  # the main thread is in user code
-        self._order: object = None  # to interrupt the main thread, which a message gave and it has not heard of yet
+        # To interrupt the main thread; a message gave it, and that has not heard of it yet.
+        self._order: _Order | None = None
         self._was_signalled = False  # a SIGINT from elsewhere has interrupted something; its message is still to come
         self._user_waits = 0  # how deep the main thread waits inside user code
         self._reader = reader or Reader()  # a worker that listened for its driver has one already
@@ -259,8 +267,10 @@ class Worker:
             if is_task or (not frame.ref and is_in_some_task):
                 self._stop(self._main, KeyboardInterrupt)
         elif not frame.ref or is_task:
-            self._order = order = object()
-            self._signal_main(order, self._what_main_runs())
+            meant = self._what_main_runs()
+            if not is_task or self._tasks.is_running(self._main, frame.ref, frame.whence):  # else just now it has ended
+                self._order = order = _Order(meant)
+                self._signal_main(order)
 
     def _say_when_done(self, peer: Peer, request: int) -> None:
         if not self._jobs and not self._member.serving.running and not self._tasks.is_busy:
@@ -268,20 +278,21 @@ class Worker:
             peer.send_parcel(m.RESULT, serving.NOTHING, request=request)
 
     def _what_main_runs(self) -> object:
-        return self._member.serving.running.get(self._main) or self._tasks.running_on(self._main)
+        """The call, or the envelope and the task of it, that the main thread is in."""
+        return self._member.serving.running.get(self._main) or self._tasks.running_in(self._main)
 
-    def _signal_main(self, order: object, meant: object, pause: float = 0.005) -> None:
+    def _signal_main(self, order: _Order, pause: float = 0.005) -> None:
         """Send the main thread SIGINT until it has heard of it, as long as it runs what is meant.
 
         Once is not enough: a signal that comes just before a system call (a sleep, say) does not end that call.
         """
         if self._order is not order:  # heard, or a later order takes care
             return
-        if self._what_main_runs() is not meant:
+        if self._what_main_runs() != order.meant:
             self._order = None
             return
         signal.pthread_kill(self._main, signal.SIGINT)
-        self._reader.call_later(pause, lambda: self._signal_main(order, meant, min(2 * pause, 0.5)))
+        self._reader.call_later(pause, lambda: self._signal_main(order, min(2 * pause, 0.5)))
 
     def _interrupt_waiting(self) -> None:
         """Fail the calls that came before the order to stop and wait for the main thread."""
@@ -297,13 +308,18 @@ class Worker:
 
     def _on_sigint(self, signum: int, frame: types.FrameType | None) -> None:
         """Raise KeyboardInterrupt in what the main thread runs for others; an idle worker is not harmed."""
-        is_own, self._order = self._order is not None, None
+        order = self._order
+        if order is not None and order.meant != self._what_main_runs():
+            self._order = None  # too late
+            return
+        # An order that finds the thread elsewhere stays: its signal is sent again.
         while frame is not None:
             if frame.f_code in UNINTERRUPTIBLE:
                 return
             frame = frame.f_back
-        if self._may_interrupt:
-            self._was_signalled = not is_own
+        if self._may_interrupt and not self._tasks.is_between(self._main):
+            self._order = None
+            self._was_signalled = order is None
             raise KeyboardInterrupt
 
     def _departed(self, pid: int, error: BaseException) -> None:

@@ -6,6 +6,7 @@ map on the same pool. The leak check around every test sees to the rest: nothing
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from distpool import ProcessExitedException, RemoteException, WorkerPool, pmap
 from distpool.errors import RemoteStandIn
-from support.faults import Deed, Locked, fail_to_initialize, perform, perform_two
+from support.faults import Deed, Locked, fail_to_initialize, interrupted_when_put_away, perform, perform_two
 from support.jobs import Poison, TwoArgumentError, identity, kill_self, square
 
 BAD = 3
@@ -253,3 +254,27 @@ def test_an_unpicklable_initializer_argument_is_raised_where_the_pool_is_made() 
     """It names the path, and no worker stays."""
     with pytest.raises(TypeError, match="inner"):
         WorkerPool(processes=2, initializer=square, initargs=(Locked(),))
+
+
+@pytest.mark.parametrize("timeout", [None, 30], ids=["plain", "timed"])
+def test_an_interrupt_after_the_result_costs_nothing(timeout: float | None) -> None:
+    """The result that was just put away counts, and there is no second one, which would be the next task's."""
+    with WorkerPool(processes=1) as pool:
+        workers = pool.workers()
+        assert pool.map(interrupted_when_put_away, range(5), batch_size=5, timeout=timeout) == list(range(5))
+        assert pool.workers() == workers
+
+
+def test_calls_that_are_cancelled_while_they_run_cost_no_other() -> None:
+    """Hundreds of short ones, at any moment of theirs: who is not cancelled has a result, and no worker is killed."""
+    rng = random.Random(7)
+    with WorkerPool(processes=2) as pool:
+        workers = pool.workers()
+        for _ in range(15):
+            futures = [pool.submit(square, x) for x in range(60)]
+            for future in rng.sample(futures, 25):
+                future.cancel(running=True)
+            assert [future.result() for future in futures if not future.cancelled()] == [
+                x * x for x, future in enumerate(futures) if not future.cancelled()
+            ]
+        assert pool.workers() == workers

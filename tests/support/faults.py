@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Any, NoReturn
 
 from support.jobs import (
@@ -244,3 +245,16 @@ def fail_after_two(path: str) -> None:
     note(path, os.getpid())
     if len(notes(path)) > 2:
         raise ValueError("the initializer failed")
+
+
+def interrupted_when_put_away(x: int) -> int:
+    """What x is; with 1, KeyboardInterrupt comes to the worker's loop when it has just put the result away."""
+
+    def hook(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "c_return" and arg.__name__ == "append" and frame.f_code.co_name.startswith("_loop"):
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    if x == 1:
+        sys.setprofile(hook)
+    return x
