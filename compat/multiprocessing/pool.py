@@ -10,6 +10,7 @@ there only if a function brings it along, or the initializer makes it.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -94,6 +95,7 @@ class Pool(standard.Pool):
         self._ended = threading.Event()  # its workers are gone
         self._is_terminated = False
         self._cache: dict[int, Any] = {}  # results that are not there, by what stands for them
+        self._os_pid = os.getpid()
         self._state = RUN
         children.pools.add(self)
 
@@ -285,7 +287,8 @@ class Pool(standard.Pool):
         """Take no more work; the workers end when all of it is done, which ``join`` waits for."""
         if self._state == RUN:
             self._state = CLOSE
-            if sys.is_finalizing():  # no thread starts any more, and distpool's exit handler has ended the workers
+            # No thread starts any more, and distpool's exit handler has ended the workers; or they are another's.
+            if sys.is_finalizing() or self._is_copy:
                 return self._has_ended()
             for stream in list(self._streams):
                 stream.hurry()
@@ -318,7 +321,13 @@ class Pool(standard.Pool):
             raise ValueError("Pool is still running")
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
-        self._ended.wait()
+        if not self._is_copy:
+            self._ended.wait()
+
+    @property
+    def _is_copy(self) -> bool:
+        """True in a process that the user's program has forked: what was submitted is done for its parent."""
+        return self._os_pid != os.getpid()
 
     # -- what programs look at, although it is private ---------------------------------------------------------------
 

@@ -352,7 +352,7 @@ class WorkerPool(Promising):
             )
         if self._is_closed:
             raise RuntimeError(f"{self!r} is closed; make a new pool")
-        if not self._dispatch.workers() and self._owned is None and self._dispatch.broken is None:
+        if self._owned is None and not self._dispatch.workers() and self._dispatch.broken is None:
             raise RuntimeError(f"{self!r} has no workers; push some, or make it with processes=")
 
     def close(self) -> None:

@@ -166,3 +166,32 @@ def test_error_callbacks_when_there_never_was_a_worker() -> None:
     pool.close()
     pool.join()
     assert bar.count == CALLS
+
+
+def test_a_forked_copy_waits_for_no_callback(run_script: Callable[..., Any]) -> None:
+    """They are made where the call was submitted; a copy of that process has nothing to wait for."""
+    code, out, err = run_script(
+        """
+        import os, time
+        from distpool.compat.futures import ProcessPoolExecutor
+        from distpool.compat.multiprocessing import Pool
+
+        made = []
+        executor, pool = ProcessPoolExecutor(1), Pool(1)
+        executor.submit(time.sleep, 0.5).add_done_callback(made.append)
+        pool.apply_async(time.sleep, (0.5,), callback=made.append)
+        pid = os.fork()
+        if pid == 0:
+            executor.shutdown()
+            pool.close()
+            pool.join()
+            os._exit(len(made))
+        print(os.waitpid(pid, 0)[1])
+        executor.shutdown()
+        pool.close()
+        pool.join()
+        print(len(made))
+        """,
+        env={"PYTHONWARNINGS": "ignore:This process:DeprecationWarning"},
+    )
+    assert (code, out, err) == (0, "0\n2\n", "")
