@@ -128,4 +128,6 @@ def test_a_command_that_is_no_shell() -> None:
     """The error names the command; nothing hangs."""
     finished = run(COMMAND, "false")
     assert finished.returncode == 1
-    assert "LaunchWorkerError: 'false' ended before a worker had begun" in finished.stderr
+    assert "'false' ended before a worker had begun" in finished.stderr
+    assert "--python" in finished.stderr
+    assert "Traceback" not in finished.stderr

@@ -2,6 +2,7 @@
 
     python command_manager.py                                          two workers behind a local shell each
     python command_manager.py "ssh host sh" "docker exec -i box sh" "sudo -u nobody sh"
+    python command_manager.py --python venv/bin/python "ssh host sh"   where python3 is not the one that has distpool
 
 Each command is started once. Its standard input and output are the connection: nothing listens, no port is opened, and
 what guards the command (a login, a container, another user) guards the worker. The other side needs a Python with
@@ -14,6 +15,7 @@ prove that they know the cluster's cookie, and calls, maps, references and calls
 
 from __future__ import annotations
 
+import argparse
 import platform
 import shlex
 import subprocess
@@ -68,7 +70,10 @@ class CommandManager(distpool.ClusterManager):
             if line == READY:
                 _say(writing, f"{distpool.cluster_cookie()}\n")
                 return reading, writing
-        raise distpool.LaunchWorkerError(f"{shlex.join(config.userdata.args)!r} ended before a worker had begun")
+        raise distpool.LaunchWorkerError(
+            f"{shlex.join(config.userdata.args)!r} ended before a worker had begun; what it said stands above. "
+            f"{self.python} must be there, and have distpool: else name another one (--python)"
+        )
 
 
 def _say(writing: IO[bytes], text: str) -> None:
@@ -83,9 +88,16 @@ def where(number: int) -> str:
 
 def main() -> None:
     """Start the workers, let each do its share, and let the first call the second."""
-    commands = sys.argv[1:] or ["sh", "sh"]
-    python = "python3" if sys.argv[1:] else shlex.quote(sys.executable)
-    pids = distpool.addprocs(CommandManager(commands, python))
+    parser = argparse.ArgumentParser(description="Run workers behind commands that open a shell.")
+    parser.add_argument("commands", nargs="*", default=["sh", "sh"], metavar="COMMAND")
+    parser.add_argument("--python", help="the interpreter on the other side (python3; for local shells this one)")
+    options = parser.parse_args()
+    is_here = options.commands == parser.get_default("commands")
+    python = options.python or (shlex.quote(sys.executable) if is_here else "python3")
+    try:
+        pids = distpool.addprocs(CommandManager(options.commands, python))
+    except distpool.CompositeException as failures:
+        sys.exit("\n".join(map(str, failures.exceptions)))
     for answer in distpool.pmap(where, range(1, 7)):
         print(answer)
     around = distpool.remotecall_fetch(distpool.remotecall_fetch, pids[0], distpool.myid, pids[-1])
