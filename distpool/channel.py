@@ -6,6 +6,7 @@ blocking form, the same requests with a lock to sleep on; the end; copies and te
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -48,7 +49,7 @@ class Channel(Desk[T]):
     """
 
     def __init__(self, size: int | float = 0) -> None:
-        if not size >= 0 or (size != float("inf") and size != int(size)):  # "not >=" catches NaN too
+        if not size >= 0 or (size != math.inf and size != int(size)):  # "not >=" catches NaN too
             raise ValueError(f"the size of a channel is 0, a positive whole number or math.inf, not {size!r}")
         super().__init__(size, (), is_open=True, failure=None)
 
