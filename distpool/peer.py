@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from errno import EHOSTUNREACH, ENETUNREACH, ETIMEDOUT
 from itertools import count
-from struct import pack
 
 from distpool import segments
 from distpool.claims import split_table, table_of, with_table
@@ -345,8 +345,7 @@ class Peer:
             return self._stream.sendmsg(pieces)
         if len(descriptors) > DESCRIPTORS_AT_ONCE:  # one byte for so many, so that all have left with the header
             descriptors, pieces = descriptors[:DESCRIPTORS_AT_ONCE], [pieces[0][:1]]
-        rights = pack(f"{len(descriptors)}i", *descriptors)
-        return self._stream.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        return self._stream.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))])
 
     def _end_sending(self) -> None:
         """What we sent is lost: the other side is gone, or the kernel refuses.
@@ -461,7 +460,9 @@ class Peer:
         received, ancillary, _, _ = self._stream.recvmsg_into([place], _ANCILLARY_BYTES, _RECEIVE_FLAGS)
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._descriptors.extend(memoryview(data[: len(data) // 4 * 4]).cast("i"))
+                descriptors = array("i")
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+                self._descriptors.extend(descriptors)
         return received
 
     def _prepare(self, frame: Frame) -> None:
