@@ -90,10 +90,10 @@ class Worker:
         self._was_signalled = False  # a SIGINT from elsewhere has interrupted something; its message is still to come
         self._user_waits = 0  # how deep the main thread waits inside user code
         self._reader = reader or Reader()  # a worker that listened for its driver has one already
-        self._reader.on_takeover = self._main_is_busy
-        self._reader.on_wait = self._user_code_waits
         self._member = Member(0, self._reader, self._execute, self._is_guest)
         self._tasks = Tasks(self._member, self._work.complete, page)
+        self._reader.on_takeover = self._main_is_busy  # one that has listened has its thread, which calls at once
+        self._reader.on_wait = self._user_code_waits
         self._member.actions.update({m.JOIN: self._join, m.MEMBERS: self._members, m.EXIT: self._exit})
         self._member.actions[m.INTERRUPT] = self._interrupt
         self._member.cluster.listen(departed=self._departed)

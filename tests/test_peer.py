@@ -403,7 +403,7 @@ def test_interrupt_while_sending_cuts_no_message(mute: tuple[End, socket.socket]
             raise KeyboardInterrupt
 
     stop = threading.Event()
-    hitting = threading.Thread(target=lambda: hit(stop))
+    hitting = threading.Thread(target=lambda: hit(stop, lambda: is_sending))
     before = signal.signal(signal.SIGINT, handler)
     hitting.start()
     try:
@@ -431,10 +431,11 @@ def test_interrupt_while_sending_cuts_no_message(mute: tuple[End, socket.socket]
     assert interrupts
 
 
-def hit(stop: threading.Event) -> None:
-    """Sends SIGINT to this process, again and again."""
+def hit(stop: threading.Event, is_time: Callable[[], bool]) -> None:
+    """Sends SIGINT to this process, again and again, when it is time."""
     while not stop.wait(0.0003):
-        os.kill(os.getpid(), signal.SIGINT)
+        if is_time():
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def read_to_end(stream: socket.socket, received: bytearray) -> None:
