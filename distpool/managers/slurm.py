@@ -30,12 +30,25 @@ from distpool.tcp import LOOPBACK
 STEP_FLAGS: Final = ("--kill-on-bad-exit=0", "--wait=0")
 SHARED_FLAGS: Final = ("--overlap",)
 
-# Submits a job (its options are the arguments, its script is the standard input), says its id, stays as long as the job
-# does, and cancels it when it is asked to end itself: also by the kernel, when our process is gone and nobody reads any
-# more what it prints.
+# Submits a job (its output's name but for the id, then options are the arguments, its script is the standard input), says
+# its id, stays as long as the job does, and cancels it when it is asked to end itself: also by the kernel, when our process
+# is gone and nobody reads any more what it prints. A job that was cancelled while it started may make its output later than
+# that, so this is removed when the job has gone, or should have.
 SUBMIT: Final = """\
+end() {
+    test -n "$id" || exit 0
+    scancel "$id"
+    for tenth in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        test -n "$(squeue -h -j "$id" 2>/dev/null)" || break
+        sleep 0.1
+    done
+    test -z "$output" || rm -f "$output$id.out"
+    exit 0
+}
+output=$1
+shift
 trap '' PIPE
-trap 'test -n "$id" && scancel "$id"; exit 0' TERM
+trap end TERM
 id=$(sbatch --parsable "$@") || exit 1
 id=${id%%;*}
 echo "distpool: submitted as job $id"
@@ -147,12 +160,12 @@ class _Job:
 
     def __init__(self, launch: Launch, prints_elsewhere: bool) -> None:
         self._id = ""  # not submitted yet
-        self._prints_elsewhere = prints_elsewhere
-        self._folder = os.path.abspath(launch.params["dir"])
+        folder = os.path.abspath(launch.params["dir"])
+        self._prefix = "" if prints_elsewhere else os.path.join(folder, "distpool-")  # of its output's path
 
     def start(self, manager: SlurmManager, launch: Launch, options: list[str]) -> None:
         words = ["--job-name=distpool", f"--ntasks={launch.count}", *options]
-        if not self._prints_elsewhere:
+        if self._prefix:
             words.append(f"--output={self._output('%j')}")
         # srun does not take this from its job (since Slurm 22.05).
         cpus = [option for option in options if option.startswith("--cpus-per-task=")]
@@ -160,7 +173,7 @@ class _Job:
         script = f"#!/bin/sh\nexec {step} <<'{_END_OF_INPUT}'\n{launch.secret}\n{_END_OF_INPUT}\n"
         output = launch.params.get("output", "prefix")
         self.launcher = Launcher(
-            ["sh", "-c", SUBMIT, "sbatch", *words],
+            ["sh", "-c", SUBMIT, "sbatch", self._prefix, *words],
             manager.reader,
             says=script.encode(),
             output=output,
@@ -175,7 +188,7 @@ class _Job:
         return True
 
     def _output(self, job: str) -> str:
-        return os.path.join(self._folder, f"distpool-{job}.out")
+        return f"{self._prefix}{job}.out"
 
     def end(self, code: int | None) -> str:
         """Why no more workers will come."""
@@ -183,8 +196,8 @@ class _Job:
 
     def stop(self) -> None:
         self.launcher.end()
-        if self._id and not self._prints_elsewhere:
-            with suppress(OSError):  # there is none where the folder is not shared
+        if self._id and self._prefix:
+            with suppress(OSError):  # it has removed it itself, or there is none where the folder is not shared
                 os.unlink(self._output(self._id))
 
     def tell(self) -> str:
@@ -192,6 +205,7 @@ class _Job:
         texts = [f"what sbatch printed:\n{said}"] if said else []
         if self._id:
             texts += [f"job {self._id} is {_state(self._id)}"]
+        if self._id and self._prefix:
             with suppress(OSError):
                 with open(self._output(self._id), errors="replace") as file:
                     printed = file.read()[-SHOWN_CHARACTERS:].strip()

@@ -203,9 +203,12 @@ def test_a_job_whose_workers_cannot_start(cluster: slurm.Slurm, tmp_path: Path, 
 @pytest.mark.skipif(sys.platform != "linux", reason="launchers hear of their driver's end by Linux's means")
 @pytest.mark.parametrize("when", ["runs", "waits"])
 def test_a_job_ends_with_its_driver(
-    cluster: slurm.Slurm, start_script: StartScript, eventually: Eventually, when: str
+    cluster: slurm.Slurm, start_script: StartScript, eventually: Eventually, tmp_path: Path, when: str
 ) -> None:
-    """SIGKILL for the driver cancels its job, also one that is queued, or whose task holds the interpreter in C."""
+    """SIGKILL for the driver cancels its job, also one that is queued, or whose task holds the interpreter in C.
+
+    Its output is removed, too.
+    """
     script = start_script(
         f"""
         import sys, time
@@ -213,7 +216,7 @@ def test_a_job_ends_with_its_driver(
         import distpool
         from support import jobs
         if {when == "runs"}:
-            (pid,) = distpool.addprocs(distpool.SlurmManager(1))
+            (pid,) = distpool.addprocs(distpool.SlurmManager(1), dir={str(tmp_path)!r})
             distpool.remote_do(jobs.hold_interpreter, pid)
         else:
             distpool.addprocs(distpool.SlurmManager(1, begin="now+3600", at_least=0))
@@ -226,6 +229,7 @@ def test_a_job_ends_with_its_driver(
     script.send(signal.SIGKILL)
     eventually(lambda: not cluster.jobs(), 30)
     script.no_survivors(timeout=20)
+    assert not [*tmp_path.glob("distpool-*.out")]
 
 
 def test_the_end_of_the_program_cancels_what_waits(
