@@ -30,10 +30,10 @@ from distpool.tcp import LOOPBACK
 STEP_FLAGS: Final = ("--kill-on-bad-exit=0", "--wait=0")
 SHARED_FLAGS: Final = ("--overlap",)
 
-# Submits a job (the arguments are its output's path but for the number and ending, then options; the standard input is its
-# script), says its id, stays as long as the job does, and cancels it when it is asked to end itself: also by the kernel,
-# when our process is gone and nobody reads any more what it prints. A job that was cancelled while it started may make its
-# output later than that, so this is removed when the job has gone, or should have.
+# Submits a job (the arguments are its output's path but for the number and ending, then options; the standard input
+# is its script), says its id, stays as long as the job does, and cancels it when it is asked to end itself: also by
+# the kernel, when our process is gone and nobody reads any more what it prints. A job that was cancelled while it
+# started may make its output later than that, so this is removed when the job has gone, or should have.
 SUBMIT: Final = """\
 end() {
     test -n "$id" || exit 0
