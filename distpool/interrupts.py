@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 SIGINT: Final = int(signal.SIGINT)
 _MAIN_IDENT = threading.main_thread().ident
+# Seconds in which an interrupt is seen that came when Python had looked for signals and the kernel was not yet asked to
+# wait: it ends no wait, and Python looks again when one has ended. So none lasts longer, in the main thread.
+_LONGEST_WAIT: Final = 1.0
 
 
 class _State:
@@ -42,7 +45,8 @@ class _LookAgain(BaseException):
 def interruptibly(block: Callable[[float | None], T], timeout: float | None) -> T | None:
     """Call ``block(timeout)``, a wait with nothing in its hands: SIGINT is handled within it, a kept one first.
 
-    Returns None instead of what ``block`` returns when the handler has returned, so that the caller looks again.
+    Returns None instead of what ``block`` returns when the handler has returned, so that the caller looks again; it may
+    return before ``timeout``, too.
     """
     if threading.get_ident() != _MAIN_IDENT:
         return block(timeout)
@@ -51,7 +55,7 @@ def interruptibly(block: Callable[[float | None], T], timeout: float | None) -> 
         if _State.pending:
             _deliver(sys._getframe())
         # A poll is level-triggered: what it reports is reported again if the interrupt comes before we have seen it.
-        return block(timeout)
+        return block(_LONGEST_WAIT if timeout is None or timeout > _LONGEST_WAIT else timeout)
     except _LookAgain:
         return None
     finally:

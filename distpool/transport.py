@@ -326,9 +326,8 @@ class Reader:
                     handler.on_readable()
                 if mask & WRITE:
                     handler.on_writable()
-            except (
-                Exception
-            ) as error:  # the reader's last line: a fault of ours costs this connection, never the reader
+            except Exception as error:
+                # The reader's last line: a fault of ours costs this connection, never the reader.
                 self._abandon(fd, handler)
                 _report(error)
 
