@@ -296,9 +296,10 @@ class WorkerPool(Promising):
     ) -> Iterator[T]:
         """Yield results in input order as soon as their turn comes; input may be infinite.
 
-        At most ``buffersize`` tasks are read ahead of the consumer (None: a few envelopes for each worker). A failed
-        task raises when its turn comes; the iterator ends with it. Dropping the iterator drops the tasks. Options as
-        for ``map``.
+        At most ``buffersize`` tasks are read ahead of the consumer (None: a few envelopes for each worker), by whoever
+        takes results or, when that is busy and workers are not, by another thread; ``map`` reads in the caller's. A
+        failed task raises when its turn comes; the iterator ends with it. Dropping the iterator drops the tasks.
+        Options as for ``map``.
         """
         return self._stream(f, iterables, True, buffersize, options)
 
