@@ -258,7 +258,7 @@ class Tasks:
             envelope.started = page[PAGE_STARTED] = started
             now = monotonic()
             if now - envelope.since > FLUSH_SECONDS and envelope.results:
-                self._flush(envelope)
+                self._flush_between(envelope, page)
             page[PAGE_SINCE] = int(now * 1e9)
             try:
                 if apart:
@@ -289,7 +289,7 @@ class Tasks:
             if not started & mask:
                 now = monotonic()
                 if now - envelope.since > FLUSH_SECONDS and envelope.results:
-                    self._flush(envelope)
+                    self._flush_between(envelope, page)
                 mask = _mask(started - looked_at, now - looked)
                 looked_at, looked = started, now
             try:
@@ -313,6 +313,12 @@ class Tasks:
     def _flush(self, envelope: Envelope) -> None:
         with envelope.flush_lock:
             self._send_results(envelope, 0)
+
+    def _flush_between(self, envelope: Envelope, page: memoryview) -> None:
+        """Flush before the next task begins: if that is deadly, the one before is to blame, whose result is packed."""
+        page[PAGE_STARTED] = envelope.started - 1
+        self._flush(envelope)
+        page[PAGE_STARTED] = envelope.started
 
     def _flush_aside(self, envelopes: list[Envelope]) -> None:
         """Have a call thread send what is finished: packing results may run the user's code (``__reduce__``)."""
@@ -369,5 +375,6 @@ def flush_output() -> None:
 ENTRANCE: Final = Tasks._loop.__code__
 # While one of these is on the stack, SIGINT is of no effect: no task runs, and results must not be lost half-way.
 UNINTERRUPTIBLE: Final = frozenset(
-    function.__code__ for function in (Tasks._flush, Tasks._finish, Tasks._fail_all, Tasks._run_aside)
+    function.__code__
+    for function in (Tasks._flush, Tasks._flush_between, Tasks._finish, Tasks._fail_all, Tasks._run_aside)
 )

@@ -32,6 +32,7 @@ from support.faults import (
     limit_memory_and_take,
     note_and_die,
     note_and_die_once,
+    note_and_return_deadly,
     notes,
     say_and_block,
 )
@@ -277,6 +278,17 @@ def test_death_in_the_middle_of_writing_a_large_result(
             future.result()
         assert len(notes(str(path))) == 1
         assert pool.map(square, range(8)) == SQUARES
+
+
+def test_a_result_that_is_deadly_to_pack_costs_its_own_task(tmp_path: Path) -> None:
+    """Not the one that is just about to begin; and neither is run twice."""
+    path = str(tmp_path / "runs")
+    with WorkerPool(processes=1) as pool:
+        pool.submit(note_and_return_deadly, path, -1, 1).result()  # so that it is loaded, and known to take no time
+        # The first goes out alone; meanwhile the others gather, and share a message.
+        futures = [pool.submit(note_and_return_deadly, path, item, 1) for item in range(4)]
+        assert [future.exception(30) is None for future in futures] == [True, False, True, True]
+        assert notes(path) == ["-1", "0", "1", "2", "3"]
 
 
 # -- out of memory ---------------------------------------------------------------------------------------------------

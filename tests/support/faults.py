@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any, NoReturn
 
+from distpool.tasks import FLUSH_SECONDS
 from support.jobs import (
     TwoArgumentError,
     block_for_ever,
@@ -173,6 +175,24 @@ def note_and_die(path: str, name: str, item: int, victim: int) -> int:
     if item == victim:
         die(name)
     return item * item
+
+
+class DeadlyResult:
+    """Ends the process that pickles it."""
+
+    def __reduce__(self) -> NoReturn:
+        os._exit(3)
+
+
+def note_and_return_deadly(path: str, item: int, victim: int) -> Any:
+    """Squares; the victim takes longer than results may wait, and ends its worker when its result is packed."""
+    note(path, item)
+    if item != victim:
+        return item * item
+    end = time.monotonic() + 2 * FLUSH_SECONDS
+    while time.monotonic() < end:
+        continue
+    return DeadlyResult()
 
 
 def die_when_told(started: str, go: str, name: str) -> int:
