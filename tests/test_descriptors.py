@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
 import distpool
 from distpool import Descriptor, WorkerPool, register_reducer
+from distpool.pickling import dump
+from distpool.pickling.descriptors import duplicates
 
 
 @pytest.fixture
@@ -175,3 +181,73 @@ def test_tasks_that_wait_with_the_same_descriptor_share_one_duplicate(pool: Work
     assert len(os.read(pipe[0], 1000)) == 500
     with pytest.raises(TypeError, match="closed"):
         pool.submit(write, end, b"x")
+
+
+def test_a_descriptor_is_sent_by_many_threads_at_once(pipe: tuple[int, int]) -> None:
+    """What they share for their messages is closed by the last of them, while others ask for it."""
+    end = Descriptor(pipe[1])
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    stop = time.monotonic() + 1
+
+    def send() -> int:
+        sent = 0
+        while time.monotonic() < stop:
+            parcel = dump(end)
+            for fd in duplicates(parcel.buffers):
+                assert os.fstat(fd).st_ino == os.fstat(pipe[1]).st_ino
+                os.close(fd)
+            del parcel
+            sent += 1
+        return sent
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert all(sent.result() for sent in [threads.submit(send) for _ in range(4)])
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_nothing_can_be_sent_along_when_no_descriptor_is_left(run_script: Callable[..., Any]) -> None:
+    """The call fails that was to take one along, in maps and alone, and the pool goes on."""
+    code, out, err = run_script(
+        """
+        import os, resource
+        from distpool import Descriptor, WorkerPool
+        from distpool.pickling import dump
+
+        def end_of(pipe):
+            return os.fstat(pipe.fileno()).st_mode
+
+        def without(give):
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            spare = []
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
+            try:
+                while True:
+                    spare.append(os.dup(0))
+            except OSError:
+                pass
+            try:
+                return give()
+            finally:
+                for fd in spare:
+                    os.close(fd)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        def failure(give):
+            try:
+                return give()
+            except OSError as error:
+                return error.strerror
+
+        with WorkerPool(processes=1) as pool:
+            end = Descriptor(0)
+            pool.submit(end_of, end).result()
+            held = dump(end)  # as a message on its way does: then pickling needs no descriptor more, but sending does
+            calls = [lambda: pool.submit(end_of, end).result(), lambda: pool.map(end_of, [end] * 5, batch_size=5)]
+            print([without(lambda: failure(call)) for call in calls])
+            print([type(failure(call)).__name__ for call in calls], pool.map(abs, [-1, -2]))
+        """
+    )
+    assert (code, out) == (0, "['Too many open files', 'Too many open files']\n['int', 'list'] [1, 2]\n"), err

@@ -222,6 +222,12 @@ class Ledger:
             shipment.job.reserved -= 1
             return slot.left <= 0
 
+    def cancel(self, shipment: Shipment) -> None:
+        """It was booked, and could not be sent."""
+        with self._lock:
+            shipment.slot.left += shipment.count
+            self._unbook(shipment)
+
     def unbook(self, shipment: Shipment) -> None:
         """Its worker has it no more."""
         with self._lock:

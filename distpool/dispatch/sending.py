@@ -91,7 +91,7 @@ class Sending:
             del self._giving_way[ident]
 
     def _ship(self, job: Job, slot: Slot, run: Run, size: int) -> bool:
-        """Send a run; False when it cannot be pickled."""
+        """Send a run; False when it cannot be pickled, or not be sent."""
         if len(run.items) > size and self._turnover.is_on:  # it came back, and this worker may not have all of it
             job.put_first(Run(run.first + size, run.items[size:], run.attempt))
             run = Run(run.first, run.items[:size], run.attempt)
@@ -115,17 +115,22 @@ class Sending:
             self._member.threads.run(lambda: self._here.run(shipment))
             return True
         with DeferredInterrupt():  # what is booked and never sent would be waited for without end
-            self._send(shipment, slot.peer, parcel, m.FLAG_APART if is_apart else 0, size)
-        return True
+            return self._send(shipment, slot.peer, parcel, m.FLAG_APART if is_apart else 0, size)
 
-    def _send(self, shipment: Shipment, peer: Peer, parcel: Parcel, flags: int, size: int) -> None:
+    def _send(self, shipment: Shipment, peer: Peer, parcel: Parcel, flags: int, size: int) -> bool:
         job = shipment.job
         if job.timeout is not None:
             flags |= m.FLAG_TIMED
         shipment.request = peer.next_request()
         is_spent = self._ledger.book(shipment, size)
         peer.pending[shipment.request] = shipment
-        sent = peer.send_parcel(m.TASKS, parcel, flags, shipment.request, whence=shipment.count, ref=job.number)
+        try:
+            sent = peer.send_parcel(m.TASKS, parcel, flags, shipment.request, whence=shipment.count, ref=job.number)
+        except Exception as error:  # no descriptor is left for what goes along, or no memory
+            if peer.pending.pop(shipment.request, None) is not None:
+                self._ledger.cancel(shipment)
+                self._set_apart(job, shipment.run, error)
+            return False
         if not sent and peer.pending.pop(shipment.request, None) is not None:
             shipment.lost(self._member.cluster.absence(shipment.slot.pid))
         elif job.timeout is not None:
@@ -134,6 +139,7 @@ class Sending:
             self._turnover.spent()
         for index in job.unwanted(shipment.run):
             self._limits.stop(shipment, index)
+        return True
 
     def _set_apart(self, job: Job, run: Run, error: BaseException) -> None:
         """Some task of the run cannot be pickled: that one fails, the others go on alone."""

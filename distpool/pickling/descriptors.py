@@ -51,7 +51,7 @@ class Descriptor:
 
     def __init__(self, fd: int) -> None:
         self._fd = -1  # for __del__, should the next line raise
-        self._attached: weakref.ref[Descriptor] | None = None  # the duplicate for messages, while any of them has it
+        self._attached: weakref.ref[Duplicate] | None = None  # the one for messages, while any of them has it
         self._fd = os.dup(fd)
 
     @classmethod
@@ -91,13 +91,26 @@ class Descriptor:
             raise TypeError(f"{self!r} has a meaning only for processes of this machine, in messages of distpool's")
         return receive, (pickle.PickleBuffer(Attachment(self._for_messages())),)
 
-    def _for_messages(self) -> Descriptor:
+    def _for_messages(self) -> Duplicate:
         """Return one that stays open whatever becomes of this one. Two threads may make two: no harm."""
         shared = self._attached() if self._attached is not None else None
         if shared is None or self._fd < 0:
-            shared = Descriptor(self.fileno())
+            shared = Duplicate(self.fileno())
             self._attached = weakref.ref(shared)
         return shared
+
+
+class Duplicate:
+    """The descriptor that the messages of one Descriptor share, open as long as this object lives.
+
+    Closed by a finalizer: while a ``__del__`` runs, weak references still hand the object to other threads.
+    """
+
+    __slots__ = ("__weakref__", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = os.dup(fd)
+        weakref.finalize(self, os.close, self.fd).atexit = False
 
 
 class Attachment(bytearray):
@@ -105,13 +118,13 @@ class Attachment(bytearray):
 
     __slots__ = ("_end",)
 
-    def __init__(self, end: Descriptor) -> None:
+    def __init__(self, end: Duplicate) -> None:
         super().__init__(1)
         self._end = end
 
     def duplicate(self) -> int:
         """Return a descriptor for one message."""
-        return os.dup(self._end.fileno())
+        return os.dup(self._end.fd)
 
 
 class Received:
