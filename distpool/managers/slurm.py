@@ -13,6 +13,7 @@ part of the script, which Slurm keeps where only this user and its administrator
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import subprocess
@@ -162,6 +163,7 @@ class _Job:
         self._id = ""  # not submitted yet
         folder = os.path.abspath(launch.params["dir"])
         self._prefix = "" if prints_elsewhere else os.path.join(folder, "distpool-")  # of its output's path
+        self._os_pid = os.getpid()  # a forked copy of this process does not end it
 
     def start(self, manager: SlurmManager, launch: Launch, options: list[str]) -> None:
         words = ["--job-name=distpool", f"--ntasks={launch.count}", *options]
@@ -180,6 +182,8 @@ class _Job:
             on_line=self._hear,
             name="sbatch",
         )
+        # ``stop`` comes some seconds after the last worker has gone: this program may end before that.
+        atexit.register(self._remove_output)
 
     def _hear(self, line: str) -> bool:
         if not line.startswith(SUBMITTED):
@@ -196,8 +200,12 @@ class _Job:
 
     def stop(self) -> None:
         self.launcher.end()
-        if self._id and self._prefix:
-            with suppress(OSError):  # it has removed it itself, or there is none where the folder is not shared
+        atexit.unregister(self._remove_output)
+        self._remove_output()
+
+    def _remove_output(self) -> None:
+        if self._id and self._prefix and os.getpid() == self._os_pid:
+            with suppress(OSError):  # whoever cancelled it has, or there is none where the folder is not shared
                 os.unlink(self._output(self._id))
 
     def tell(self) -> str:

@@ -232,6 +232,26 @@ def test_a_job_ends_with_its_driver(
     assert not [*tmp_path.glob("distpool-*.out")]
 
 
+def test_the_end_of_the_program_after_its_job_s(
+    cluster: slurm.Slurm, start_script: StartScript, tmp_path: Path
+) -> None:
+    """Nothing is left of a job that has just ended, either."""
+    script = start_script(
+        f"""
+        import subprocess, time
+        import distpool
+        distpool.addprocs(distpool.SlurmManager(1), dir={str(tmp_path)!r})
+        distpool.rmprocs(*distpool.workers(), waitfor=30)
+        while subprocess.check_output(["squeue", "-h"]):
+            time.sleep(0.1)
+        time.sleep(1.5)  # until that has been noticed, and not so long that it has been cleared away
+        """
+    )
+    assert script.wait() == (0, "", "")
+    assert not [*tmp_path.iterdir()]
+    script.no_survivors()
+
+
 def test_the_end_of_the_program_cancels_what_waits(
     cluster: slurm.Slurm, start_script: StartScript, eventually: Eventually
 ) -> None:
