@@ -146,12 +146,14 @@ def test_a_time_limit_ends_the_call_and_its_tasks(tmp_path: Path) -> None:
 def test_workers_stay_for_the_next_call_and_for_others_with_as_many() -> None:
     first = set(Parallel()(delayed(os_pid)() for _ in range(40)))
     with Parallel() as parallel:
-        assert set(parallel(delayed(os_pid)() for _ in range(40))) | first == first
-        assert set(parallel(delayed(os_pid)() for _ in range(40))) | first == first
+        for _ in range(2):  # one worker may be so quick that it does all of a call
+            first.update(parallel(delayed(os_pid)() for _ in range(40)))
+    assert len(first) <= 2
     with parallel_config(backend="distpool", n_jobs=3, idle_worker_timeout=0.1):
         others = set(Parallel()(delayed(os_pid)() for _ in range(40)))
     assert not others & first
-    assert set(Parallel(backend="distpool", n_jobs=2)(delayed(os_pid)() for _ in range(40))) | first == first
+    first.update(Parallel(backend="distpool", n_jobs=2)(delayed(os_pid)() for _ in range(40)))
+    assert len(first) <= 2
 
 
 def test_idle_workers_end() -> None:
