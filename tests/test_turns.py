@@ -17,6 +17,7 @@ from distpool.threads import CallThreads
 from distpool.transport import Reader
 from distpool.turns import PATIENCE_SECONDS, InTurn
 from support import jobs
+from support.bars import Bar
 
 WAIT = 30  # seconds; a limit for what should take none
 
@@ -125,19 +126,6 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 async def gather(futures: list[TaskFuture[int]]) -> None:
     """Wait for all of them."""
     await asyncio.gather(*futures)
-
-
-class Bar:
-    """A progress bar made by hand: an update that another one at the same time would spoil."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def update(self, future: object) -> None:
-        """Add one, with a pause in which other threads run."""
-        before = self.count
-        time.sleep(0.0002)
-        self.count = before + 1
 
 
 @pytest.mark.parametrize("waits", ["result", "wait", "await", "end"])

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import distpool
-from distpool.managers.launches import Launch
 from distpool.tcp import tune
 from distpool.vanishing import HOST_SECONDS, host_timeout
 from support import elsewhere, jobs
-from support.dialback import Here, worker
 from support.listeners import Addresses, listening
 
 
@@ -127,25 +124,10 @@ def test_data_that_is_not_taken(host: elsewhere.Host) -> None:
         assert listener.process.wait(PATIENCE) in (1, -signal.SIGKILL), "by itself, or by its watchdog"
 
 
-class There(Here):
-    """An engine that starts its workers on another host."""
-
-    engine = "another host"
-
-    def __init__(self, count: int, host: elsewhere.Host) -> None:
-        super().__init__(count, bind_addr=host.here)
-        self.host = host
-
-    def begin(self, launch: Launch, ident: object, **env: str) -> subprocess.Popen[str]:
-        command = self.host.command(*launch.command("--ident", str(ident)))
-        self.processes.append(worker(*command, secret=launch.secret, **elsewhere.IMPORTS, **env))
-        return self.processes[-1]
-
-
 @pytest.mark.parametrize("tls", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_workers_that_have_dialled_back(host: elsewhere.Host, tls: bool) -> None:
     """Engines' workers, encrypted or not: one that computes and one that has nothing to do."""
-    manager = There(2, host)
+    manager = elsewhere.There(2, host)
     try:
         first, _ = distpool.addprocs(manager, tls=tls, timeout=PATIENCE)
         future = distpool.remotecall(time.sleep, first, 1000)

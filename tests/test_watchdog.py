@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +17,10 @@ import pytest
 
 import distpool
 from distpool.login_watch import LoginWatch
-from distpool.managers.launches import Launch
 from distpool.status import find_processes
 from distpool.vanishing import Silence
 from distpool.watchdog import NAME
 from support import elsewhere
-from support.dialback import Here, worker
 from support.listeners import Addresses, listening
 from support.sshd import Sshd, start_sshd
 from support.stuck import DEEDS, wait_until_begun
@@ -121,21 +118,6 @@ def host(no_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[elsewher
         yield host
 
 
-class There(Here):
-    """An engine that starts its workers on another host."""
-
-    engine = "another host"
-
-    def __init__(self, count: int, host: elsewhere.Host) -> None:
-        super().__init__(count, bind_addr=host.here)
-        self.host = host
-
-    def begin(self, launch: Launch, ident: object, **env: str) -> subprocess.Popen[str]:
-        command = self.host.command(*launch.command("--ident", str(ident)))
-        self.processes.append(worker(*command, secret=launch.secret, **elsewhere.IMPORTS, **env))
-        return self.processes[-1]
-
-
 def _gone() -> bool:
     return distpool.workers() == [1]
 
@@ -144,7 +126,7 @@ def test_whatever_they_do_they_end_when_the_host_of_their_driver_vanishes(
     host: elsewhere.Host, eventually: Eventually, tmp_path: Path
 ) -> None:
     """Started by hand or by an engine; without a word of the driver's."""
-    manager = There(2, host)
+    manager = elsewhere.There(2, host)
     try:
         with host.listener() as one, host.listener() as other:
             pids = [*distpool.addprocs(Addresses(one, other)), *distpool.addprocs(manager, timeout=PATIENCE)]

@@ -15,22 +15,10 @@ import pytest
 from distpool.compat.futures import ProcessPoolExecutor
 from distpool.compat.multiprocessing import Pool
 from support import jobs
+from support.bars import Bar
 
 WAIT = 30.0  # seconds; a limit for what should take none
 CALLS = 20
-
-
-class Bar:
-    """A progress bar made by hand: an update that another one at the same time would spoil."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def update(self, future: object) -> None:
-        """Add one, with a pause in which other threads run."""
-        before = self.count
-        time.sleep(0.0002)
-        self.count = before + 1
 
 
 @pytest.fixture

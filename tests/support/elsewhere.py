@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import distpool
+from distpool.managers.launches import Launch
+from support.dialback import Here, worker
 from support.listeners import Listener, listening
 
 # An address that no card has: what is sent there is dropped by whoever gets it, without a word.
@@ -114,3 +116,18 @@ def myself_soon(_: object) -> int:
 
     time.sleep(0.01)
     return distpool.myid()
+
+
+class There(Here):
+    """An engine that starts its workers on another host."""
+
+    engine = "another host"
+
+    def __init__(self, count: int, host: Host) -> None:
+        super().__init__(count, bind_addr=host.here)
+        self.host = host
+
+    def begin(self, launch: Launch, ident: object, **env: str) -> subprocess.Popen[str]:
+        command = self.host.command(*launch.command("--ident", str(ident)))
+        self.processes.append(worker(*command, secret=launch.secret, **IMPORTS, **env))
+        return self.processes[-1]
