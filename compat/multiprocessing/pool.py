@@ -75,7 +75,8 @@ class Pool(standard.Pool):
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        distpool.WorkerPool.prepare(carried.preload(PRELOAD))  # it boots while the rest is imported
+        preload = carried.preload(PRELOAD)
+        distpool.WorkerPool.prepare(preload)  # it boots while the rest is imported
         travel.register()
         self._ctx = context or default.get_context()
         self._processes = distpool.usable_cores() if processes is None else processes
@@ -86,7 +87,7 @@ class Pool(standard.Pool):
             initializer=begin,
             initargs=(self._births, initializer, self._kept),
             max_tasks_per_child=maxtasksperchild,
-            preload=carried.preload(PRELOAD),
+            preload=preload,
             logging=carried.is_logging(),
             wait=False,
         )

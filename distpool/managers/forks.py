@@ -112,7 +112,6 @@ class Forks:
             self.server = ForkServer(preload, self.page.fd, warm=WARM, env=env)
         finally:  # it has been sent, or is kept with what could not be sent yet; here the mapping is enough
             self.page.close()
-        self.preload_error: str | None = None
         self.inherited = {*os.environ, *env}  # what the fork server, and so each worker, has unless told otherwise
         self.is_gone = False
         self._loaded: set[str] = set()  # rooms of our own that it was told to load
@@ -195,9 +194,7 @@ class Forks:
         return None
 
     def _failed(self, token: int, text: str) -> None:
-        if token == PRELOAD_TOKEN:
-            self.preload_error = text
-        else:
+        if token != PRELOAD_TOKEN:  # else it shows when a task imports the module
             self._end(token, None, None, f"it could not be started: {text}")
 
     def _server_gone(self) -> None:
